@@ -1,1 +1,63 @@
-//! placeholder
+//! Brings a municipality's database on a *shared* server to the declared state; knows nothing of Kubernetes.
+//!
+//! A caller says what it wants ([`Desired`]) and where ([`Server`]), calls [`ensure`], and gets an [`Outcome`] with
+//! what was changed (nothing, when all is as declared: the second run writes nothing on the server) or a [`Problem`]
+//! in words for a system administrator. What to do is decided in a pure function ([`postgresql::plan`]), what is done
+//! is a list of typed steps ([`postgresql::Step`]); only the thin modules around them talk to the server.
+//!
+//! **Data is never deleted here.** There is no function that drops a database, a role or an extension, and a database
+//! that was provisioned before and has vanished is never created anew ([`Problem::DataMissing`]).
+
+mod identifiers;
+mod model;
+pub mod postgresql;
+mod problem;
+mod secret;
+
+pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
+pub use model::{
+    Binding, Desired, Engine, OwnerTag, Outcome, Provisioned, Secured, Server, Timeouts, TlsMode,
+};
+pub use problem::{MissingData, Problem};
+pub use secret::Secret;
+
+/// Brings one database to the declared state and proves that the application can log in.
+///
+/// The whole call is bounded by [`Timeouts::total`]. It may be called at the same time for different databases of the
+/// same server; two calls for the same database (also from two operators) wait for each other.
+///
+/// # Errors
+/// See [`Problem`]; what was done before the error stays, and the next call goes on from there.
+pub async fn ensure(server: &Server, desired: &Desired, password: &Secret) -> Result<Outcome, Problem> {
+    ensure_while(server, desired, password, |_| true).await
+}
+
+/// As [`ensure`], but asks `go_on` right before each statement that writes.
+///
+/// A caller that lost its right to act meanwhile (its lease, for example) answers `false`: nothing more is written.
+///
+/// # Errors
+/// [`Problem::Stopped`] when `go_on` said no, and those of [`ensure`].
+pub async fn ensure_while(
+    server: &Server,
+    desired: &Desired,
+    password: &Secret,
+    go_on: impl Fn(&postgresql::Step) -> bool + Send + Sync,
+) -> Result<Outcome, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::ensure(server, desired, password, &go_on).await,
+    }
+}
+
+/// Closes what a server leaves open to every role by default: `CONNECT` on its maintenance databases.
+///
+/// For the server as a whole: call it before the first [`ensure`] on a server and then at a slow pace. Changes only
+/// what needs it.
+///
+/// # Errors
+/// See [`Problem`].
+pub async fn secure_server(server: &Server) -> Result<Secured, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::secure_server(server).await,
+    }
+}

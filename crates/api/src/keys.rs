@@ -1,0 +1,39 @@
+//! Label and annotation keys, and the field managers that the operator writes with.
+
+/// Label on every child: the name of the Comune it belongs to.
+pub const COMUNE: &str = "conme.venis.it/comune";
+/// Label on every child: the part of the Comune it implements, such as `isolation` or `service-portale`.
+pub const COMPONENT: &str = "conme.venis.it/component";
+/// Label on every namespace of a Comune: the environment.
+pub const ENVIRONMENT: &str = "conme.venis.it/environment";
+/// Label on the objects of a service: its name in the manifest.
+pub const SERVICE: &str = "conme.venis.it/service";
+/// Label on the objects of a service: the template it comes from.
+pub const TEMPLATE: &str = "conme.venis.it/template";
+/// Label on namespaces: ISTAT code of the administration.
+pub const ISTAT: &str = "conme.venis.it/istat";
+/// Label on namespaces: Belfiore (cadastral) code of the administration.
+pub const BELFIORE: &str = "conme.venis.it/belfiore";
+/// Label on namespaces: IPA code of the administration, in lower case.
+pub const IPA: &str = "conme.venis.it/ipa";
+/// Annotation on every child: hash of what the operator asked for.
+pub const APPLIED: &str = "conme.venis.it/applied";
+/// Annotation on namespaces: the host names that this namespace may use, separated by commas.
+pub const HOSTNAMES: &str = "conme.venis.it/hostnames";
+/// Label on a namespace or Secret that no manifest asks for any more; its data is kept.
+pub const ORPHANED: &str = "conme.venis.it/orphaned";
+/// Annotation beside [`ORPHANED`]: when it became an orphan (RFC 3339).
+pub const ORPHANED_AT: &str = "conme.venis.it/orphaned-at";
+/// Annotation set by the SAD on a namespace to let a Comune take it over: the name of that Comune.
+pub const ADOPT: &str = "conme.venis.it/adopt";
+/// Annotation set by the SAD on a Comune: a database that has vanished may be created anew, empty.
+pub const CONFIRM_RECREATE: &str = "conme.venis.it/confirm-recreate";
+
+/// The common label that says which tool manages an object.
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// Value of [`MANAGED_BY`] on every child.
+pub const MANAGER: &str = "conme";
+/// Field manager of children.
+pub const FIELD_MANAGER: &str = "conme";
+/// Field manager of status.
+pub const STATUS_MANAGER: &str = "conme-status";

@@ -1,0 +1,67 @@
+//! Condition types and reasons: a stable vocabulary that pipelines may depend on.
+
+/// Condition: the data centre has room for this Comune.
+pub const ADMITTED: &str = "Admitted";
+/// Condition: every namespace exists with its quota, limits and role bindings.
+pub const NAMESPACES_READY: &str = "NamespacesReady";
+/// Condition: every namespace has its network policies.
+pub const NETWORK_ISOLATED: &str = "NetworkIsolated";
+/// Condition: every declared database is as declared.
+pub const DATABASES_READY: &str = "DatabasesReady";
+/// Condition: the objects of every declared service are as declared.
+pub const SERVICES_DEPLOYED: &str = "ServicesDeployed";
+/// Condition: everything is as declared, at this generation.
+pub const READY: &str = "Ready";
+/// Condition: the pods of every service are up.
+pub const AVAILABLE: &str = "Available";
+/// Condition: every workload of the local servers has been taken over.
+pub const SERVERS_MIGRATED: &str = "ServersMigrated";
+
+/// All conditions of a Comune in the order in which they are shown.
+pub const COMUNE_CONDITIONS: [&str; 8] = [
+    ADMITTED,
+    NAMESPACES_READY,
+    NETWORK_ISOLATED,
+    DATABASES_READY,
+    SERVICES_DEPLOYED,
+    READY,
+    AVAILABLE,
+    SERVERS_MIGRATED,
+];
+
+/// Everything is as the manifest says.
+pub const AS_DECLARED: &str = "AsDeclared";
+/// The operator is at work on it.
+pub const IN_PROGRESS: &str = "InProgress";
+/// The manifest names something that does not exist, or contradicts itself.
+pub const INVALID: &str = "Invalid";
+/// Another Comune, or another owner, holds what this one asks for.
+pub const CONFLICT: &str = "Conflict";
+/// The data centre would lose its reserve.
+pub const INSUFFICIENT_CAPACITY: &str = "InsufficientCapacity";
+/// There is no DataCenter object to decide with.
+pub const NO_DATA_CENTER: &str = "NoDataCenter";
+/// `spec.paused` is set.
+pub const PAUSED: &str = "Paused";
+/// An API server refused or failed a call.
+pub const API_ERROR: &str = "ApiError";
+/// A database could not be brought to its declared state.
+pub const DATABASE_FAILED: &str = "DatabaseFailed";
+/// A database that was provisioned is gone from its server.
+pub const DATA_MISSING: &str = "DataMissing";
+/// A database server does not answer.
+pub const SERVER_UNREACHABLE: &str = "ServerUnreachable";
+/// The quota is smaller than what is in use.
+pub const OVER_LIMIT: &str = "OverLimit";
+/// Not every pod is up.
+pub const PODS_NOT_READY: &str = "PodsNotReady";
+/// Every pod is up.
+pub const PODS_READY: &str = "PodsReady";
+/// Nothing of this sort is declared.
+pub const NONE_DECLARED: &str = "NoneDeclared";
+/// Workloads are declared and none has been moved.
+pub const NOT_STARTED: &str = "NotStarted";
+/// The operator waits for something outside itself.
+pub const WAITING: &str = "Waiting";
+/// This DataCenter is not the one that the operator serves.
+pub const NOT_SELECTED: &str = "NotSelected";
