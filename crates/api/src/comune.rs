@@ -426,8 +426,8 @@ pub struct Service {
     #[serde(default = "default_environment")]
     #[schemars(length(min = 1, max = 20), regex(pattern = NAME_PATTERN))]
     pub environment: String,
-    /// Host name under which it is reached. Absent: <service>-<comune>.<domain of the data centre> in produzione,
-    /// with the environment in between elsewhere.
+    /// Host name under which it is reached. Absent: <service>.<comune>.<domain of the data centre> in produzione,
+    /// <service>.<environment>.<comune>.<domain> elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), regex(pattern = HOSTNAME_PATTERN))]
     pub hostname: Option<String>,

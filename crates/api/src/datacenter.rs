@@ -220,7 +220,7 @@ pub struct IngressSettings {
     #[schemars(length(min = 1, max = 63))]
     pub namespace: String,
     /// Domain under which services get a host name when the manifest gives none.
-    #[schemars(length(max = 190), regex(pattern = HOSTNAME_PATTERN))]
+    #[schemars(length(max = 150), regex(pattern = HOSTNAME_PATTERN))]
     pub domain: String,
     /// Issuer of certificates (cert-manager ClusterIssuer). Absent: TLS ends elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]

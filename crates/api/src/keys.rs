@@ -20,6 +20,8 @@ pub const IPA: &str = "conme.venis.it/ipa";
 pub const APPLIED: &str = "conme.venis.it/applied";
 /// Annotation on namespaces: the host names that this namespace may use, separated by commas.
 pub const HOSTNAMES: &str = "conme.venis.it/hostnames";
+/// Annotation on a Deployment whose number of pods an autoscaler decides.
+pub const AUTOSCALED: &str = "conme.venis.it/autoscaled";
 /// Label on a namespace or Secret that no manifest asks for any more; its data is kept.
 pub const ORPHANED: &str = "conme.venis.it/orphaned";
 /// Annotation beside [`ORPHANED`]: when it became an orphan (RFC 3339).

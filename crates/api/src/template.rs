@@ -194,6 +194,8 @@ pub enum BindingKey {
     Host,
     /// Port of the database server.
     Port,
+    /// Host and port in one, host:port.
+    Hostport,
     /// Name of the database.
     Database,
     /// Name of the application's role.
@@ -210,6 +212,7 @@ impl BindingKey {
         match self {
             Self::Host => "host",
             Self::Port => "port",
+            Self::Hostport => "hostport",
             Self::Database => "database",
             Self::Username => "username",
             Self::Password => "password",
@@ -232,7 +235,7 @@ pub struct EnvVar {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 1024))]
     pub value: Option<String>,
-    /// Key of the binding Secret of the service's database: host, port, database, username, password or uri.
+    /// Key of the binding Secret of the service's database: host, port, hostport, database, username, password or uri.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from_binding: Option<BindingKey>,
 }

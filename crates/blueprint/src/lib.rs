@@ -1,1 +1,36 @@
-//! placeholder
+//! The decisions of the operator, as functions from values to values.
+//!
+//! [`validate()`] turns a Comune into a value that can be built, or into all of its problems; [`plan()`] says which
+//! calls to the API server are missing; [`report()`] says what to tell of it. The [`Register`] answers what spans
+//! several Comuni. Nothing here waits, asks a server or looks at a clock.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+pub mod amount;
+pub mod build;
+pub mod capacity;
+pub mod child;
+#[cfg(test)]
+mod fixtures;
+pub mod kind;
+pub mod names;
+mod plan;
+pub mod quota;
+mod register;
+mod report;
+pub mod rights;
+mod text;
+mod validate;
+
+pub use child::{ChildRef, Desired};
+pub use kind::{Kind, Wave};
+pub use plan::{
+    Action, ChildSeen, ChildState, Clash, DatabaseSeen, NamespaceSeen, Observed, Plan, PodsSeen, Wait, plan,
+    plan_abandoned,
+};
+pub use register::{Claim, Register};
+pub use report::{Failure, report, without_volatile};
+pub use validate::{
+    Problem, Scope, Site, ValidComune, ValidDatabase, ValidEnvironment, ValidService, Verdict, rules_of,
+    totals_in_force, totals_of, validate,
+};

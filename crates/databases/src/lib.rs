@@ -16,7 +16,7 @@ mod secret;
 
 pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, OwnerTag, Outcome, Provisioned, Secured, Server, Timeouts, TlsMode,
+    Binding, Desired, Engine, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts, TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;

@@ -83,7 +83,9 @@ pub enum Problem {
     },
 
     /// No trusted connection to the server could be made.
-    #[error("no trusted connection to {server}: {message}. Check the CA and that the certificate is for this host name")]
+    #[error(
+        "no trusted connection to {server}: {message}. Check the CA and that the certificate is for this host name"
+    )]
     Tls {
         /// Host and port.
         server: String,
@@ -126,7 +128,9 @@ pub enum Problem {
     },
 
     /// Everything was done and yet not all is as declared: somebody changes it at the same time.
-    #[error("after all changes these are still to be done: {left}. Does somebody else change the same database?")]
+    #[error(
+        "after all changes these are still to be done: {left}. Does somebody else change the same database?"
+    )]
     NotConverged {
         /// What is left, separated by commas.
         left: String,

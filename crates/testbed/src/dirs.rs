@@ -75,9 +75,12 @@ pub fn check_name(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Creates a directory and its parents; the last one gets `mode`.
+/// Creates a directory and its parents; the last one gets `mode`. One that exists is left as it is: it may be `/tmp`.
 pub(crate) fn create_dir(path: &Path, mode: u32) -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
+    if path.is_dir() {
+        return Ok(());
+    }
     std::fs::create_dir_all(path).with_context(|| format!("cannot create the directory {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the mode of {}", path.display()))

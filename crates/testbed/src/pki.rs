@@ -36,19 +36,14 @@ impl Pki {
         let (cert_file, key_file) = (dir.join("ca.crt"), dir.join("ca.key"));
         if !(cert_file.exists() && key_file.exists()) {
             let key = KeyPair::generate()?;
-            let mut params = params(&format!("conme-testbed {instance}"), None)?;
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
-            let cert = params.self_signed(&key)?;
+            let cert = authority(instance)?.self_signed(&key)?;
             write_file(&key_file, 0o600, key.serialize_pem().as_bytes())?;
             write_file(&cert_file, 0o644, cert.pem().as_bytes())?;
         }
-        let read = |path: &Path| {
-            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
-        };
-        let key = KeyPair::from_pem(&read(&key_file)?).context("the key of the authority is broken")?;
-        let issuer = Issuer::from_ca_cert_pem(&read(&cert_file)?, key).context("the authority is broken")?;
-        Ok(Self { dir: dir.to_owned(), issuer })
+        let key = std::fs::read_to_string(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
+        let key = KeyPair::from_pem(&key).context("the key of the authority is broken")?;
+        // What it writes into the certificates follows from the name and the key, so its own need not be read.
+        Ok(Self { dir: dir.to_owned(), issuer: Issuer::new(authority(instance)?, key) })
     }
 
     /// Path of the certificate of the authority.
@@ -102,6 +97,13 @@ impl Pki {
         }
         Ok((private, public))
     }
+}
+
+fn authority(instance: &str) -> Result<CertificateParams> {
+    let mut params = params(&format!("conme-testbed {instance}"), None)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+    Ok(params)
 }
 
 fn params(name: &str, group: Option<&str>) -> Result<CertificateParams> {

@@ -285,7 +285,7 @@ pub struct Member {
 }
 
 /// All processes that carry the mark of the instance, or are PostgreSQL working in one of its data directories
-/// (PostgreSQL overwrites its environment with its title, so that the mark is lost).
+/// (PostgreSQL overwrites its environment with its title, so that the mark is lost). An empty mark is carried by none.
 #[must_use]
 pub fn members(member: &str, data_dirs: &[PathBuf]) -> Vec<Member> {
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -307,7 +307,7 @@ pub fn members(member: &str, data_dirs: &[PathBuf]) -> Vec<Member> {
                 && std::fs::read_link(entry.path().join("cwd"))
                     .is_ok_and(|cwd| data_dirs.iter().any(|dir| cwd.starts_with(dir)))
         };
-        if !in_data() && !marked() {
+        if !in_data() && (member.is_empty() || !marked()) {
             continue;
         }
         if let Some(identity) = Identity::of(pid).filter(Identity::is_alive) {

@@ -1,0 +1,153 @@
+//! The children of a Comune as they should be. No builder can fail: what could be wrong was found by
+//! [`validate`](crate::validate()).
+
+mod access;
+mod guards;
+mod service;
+
+use std::collections::BTreeMap;
+
+pub use access::{OPERATOR_ROLE, TENANT_ADMIN_ROLE, TENANT_VIEWER_ROLE};
+use conme_api::keys;
+pub use guards::hard;
+use serde_json::{Value, json};
+
+use crate::{
+    capacity::Amounts,
+    child::{ChildRef, Desired},
+    kind::Wave,
+    names,
+    validate::{ValidComune, ValidEnvironment},
+};
+
+/// One environment with what is decided for it at this instant.
+pub struct Plot<'a> {
+    /// The environment.
+    pub environment: &'a ValidEnvironment,
+    /// `spec.hard` of its ResourceQuota.
+    pub hard: Amounts,
+    /// Set for an environment that the manifest no longer has: since when.
+    pub orphaned_at: Option<String>,
+}
+
+/// Every child of a Comune, but for the services that have to wait.
+pub fn children(comune: &ValidComune, plots: &[Plot<'_>], waiting: &[&str]) -> Vec<Desired> {
+    let mut children = Vec::new();
+    for plot in plots {
+        children.push(namespace(comune, plot));
+        children.extend(guards::guards(comune, plot));
+        children.extend(access::bindings(comune, plot.environment));
+    }
+    for service in comune.services.iter().filter(|service| !waiting.contains(&service.spec.name.as_str())) {
+        children.extend(service::service(comune, service));
+    }
+    children
+}
+
+fn namespace(comune: &ValidComune, plot: &Plot<'_>) -> Desired {
+    let environment = plot.environment;
+    let level = match environment.pod_security {
+        conme_api::PodSecurity::Restricted => "restricted",
+        conme_api::PodSecurity::Baseline => "baseline",
+    };
+    let mut labels: BTreeMap<String, String> = comune.identity.clone();
+    labels.insert(keys::ENVIRONMENT.into(), environment.name.clone());
+    for mode in ["enforce", "audit", "warn"] {
+        labels.insert(format!("pod-security.kubernetes.io/{mode}"), level.into());
+    }
+    let mut annotations: BTreeMap<&str, String> = BTreeMap::new();
+    let mut hostnames: Vec<&str> = comune
+        .services
+        .iter()
+        .filter(|service| service.namespace == environment.namespace)
+        .map(|service| service.hostname.as_str())
+        .collect();
+    hostnames.sort_unstable();
+    if !hostnames.is_empty() {
+        annotations.insert(keys::HOSTNAMES, hostnames.join(","));
+    }
+    if let Some(since) = &plot.orphaned_at {
+        labels.insert(keys::ORPHANED.into(), "true".into());
+        annotations.insert(keys::ORPHANED_AT, since.clone());
+    }
+    let at = ChildRef::of_namespace(&environment.namespace);
+    let meta = json!({"labels": labels, "annotations": annotations});
+    Desired::new(at, Wave::Namespaces, &comune.name, "namespace", meta, json!({}))
+}
+
+/// The Namespace of a Comune that is gone: everything about it stays as it is, and it says since when.
+///
+/// `labels` and `annotations` are those that it has now.
+pub fn abandoned_namespace(
+    comune: &str,
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    annotations: &BTreeMap<String, String>,
+    since: &str,
+) -> Desired {
+    let ours = |key: &&String| {
+        let key = key.as_str();
+        (key.starts_with("conme.venis.it/") || key.starts_with("pod-security.kubernetes.io/"))
+            && ![keys::APPLIED, keys::ADOPT].contains(&key)
+    };
+    let mut labels: BTreeMap<&String, &String> = labels.iter().filter(|(key, _)| ours(key)).collect();
+    let mut annotations: BTreeMap<&String, &String> =
+        annotations.iter().filter(|(key, _)| ours(key)).collect();
+    let (orphaned, truth) = (keys::ORPHANED.to_owned(), "true".to_owned());
+    let (orphaned_at, since) = (keys::ORPHANED_AT.to_owned(), since.to_owned());
+    labels.insert(&orphaned, &truth);
+    annotations.insert(&orphaned_at, &since);
+    let meta = json!({"labels": labels, "annotations": annotations});
+    Desired::new(ChildRef::of_namespace(name), Wave::Namespaces, comune, "namespace", meta, json!({}))
+}
+
+/// The contents of the binding Secret of a database, in the layout of the Service Binding specification
+/// (<https://servicebinding.io/spec/core/1.1.0/>).
+pub struct Binding<'a> {
+    /// Host of the server.
+    pub host: &'a str,
+    /// Port of the server.
+    pub port: u16,
+    /// Name of the database on the server.
+    pub database: &'a str,
+    /// Role of the application.
+    pub username: &'a str,
+    /// Its password.
+    pub password: &'a str,
+    /// Certificates that the server is known by (PEM).
+    pub ca: Option<&'a str>,
+}
+
+/// The binding Secret of a database.
+pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &Binding<'_>) -> Value {
+    let Binding { host, port, database: name, username, password, ca } = binding;
+    let mut data = json!({
+        "type": "postgresql",
+        "provider": "conme",
+        "host": host,
+        "port": port.to_string(),
+        "hostport": format!("{host}:{port}"),
+        "database": name,
+        "username": username,
+        "password": password,
+        "uri": format!("postgresql://{username}:{password}@{host}:{port}/{name}?sslmode=verify-full"),
+    });
+    if let Some(ca) = ca {
+        data["ca.crt"] = json!(ca);
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": names::binding_secret(database),
+            "namespace": namespace,
+            "labels": {
+                keys::COMUNE: comune,
+                keys::COMPONENT: format!("database-{database}"),
+                keys::MANAGED_BY: keys::MANAGER,
+            },
+        },
+        "type": "servicebinding.io/postgresql",
+        "stringData": data,
+    })
+}

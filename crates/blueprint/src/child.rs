@@ -1,0 +1,292 @@
+//! A child as it should be, and how to tell whether a live object is that child unchanged.
+
+use std::fmt;
+
+use conme_api::keys;
+use serde_json::{Map, Value, json};
+
+use crate::kind::{Kind, Wave};
+
+/// Address of a child.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChildRef {
+    /// Kind.
+    pub kind: Kind,
+    /// Namespace; empty for a Namespace.
+    pub namespace: String,
+    /// Name.
+    pub name: String,
+}
+
+impl ChildRef {
+    /// A child in a namespace.
+    pub fn new(kind: Kind, namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self { kind, namespace: namespace.into(), name: name.into() }
+    }
+
+    /// A Namespace itself.
+    pub fn of_namespace(name: impl Into<String>) -> Self {
+        Self::new(Kind::Namespace, "", name)
+    }
+
+    /// The namespace that it is or lives in.
+    pub fn home(&self) -> &str {
+        if self.kind == Kind::Namespace { &self.name } else { &self.namespace }
+    }
+}
+
+impl fmt::Display for ChildRef {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.namespace.is_empty() {
+            write!(f, "{} {}", self.kind.name(), self.name)
+        } else {
+            write!(f, "{} {}/{}", self.kind.name(), self.namespace, self.name)
+        }
+    }
+}
+
+/// A child as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Desired {
+    /// Its address.
+    pub at: ChildRef,
+    /// When it may be written.
+    pub wave: Wave,
+    /// The whole object, as it is sent to the API server.
+    pub body: Value,
+    /// Hash of what is asked for; also in the body, as an annotation.
+    pub hash: String,
+}
+
+impl Desired {
+    /// Puts a child together.
+    ///
+    /// `meta` may hold `labels` and `annotations` beyond the common ones; `content` is everything but `apiVersion`,
+    /// `kind` and `metadata`.
+    pub fn new(at: ChildRef, wave: Wave, comune: &str, component: &str, meta: Value, content: Value) -> Self {
+        let mut metadata = match meta {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        };
+        metadata.insert("name".into(), json!(at.name));
+        if !at.namespace.is_empty() {
+            metadata.insert("namespace".into(), json!(at.namespace));
+        }
+        let labels = metadata.entry("labels").or_insert_with(|| json!({}));
+        labels[keys::COMUNE] = json!(comune);
+        labels[keys::COMPONENT] = json!(component);
+        labels[keys::MANAGED_BY] = json!(keys::MANAGER);
+
+        let mut object = match content {
+            Value::Object(map) => map,
+            _ => Map::new(),
+        };
+        object.insert("apiVersion".into(), json!(at.kind.api_version()));
+        object.insert("kind".into(), json!(at.kind.name()));
+        object.insert("metadata".into(), Value::Object(metadata));
+        let mut body = Value::Object(object);
+        let hash = hash(&body);
+        let annotations = &mut body["metadata"]["annotations"];
+        if annotations.is_null() {
+            *annotations = json!({});
+        }
+        annotations[keys::APPLIED] = json!(hash);
+        Self { at, wave, body, hash }
+    }
+}
+
+/// Short hash of a JSON value whose maps are sorted.
+pub fn hash(value: &Value) -> String {
+    blake3::hash(value.to_string().as_bytes()).to_hex()[..16].to_owned()
+}
+
+/// Whether a live object holds everything that is asked for. What the API server added by itself does not disturb;
+/// in lists, neither missing nor further elements are accepted.
+pub fn holds(asked: &Value, live: &Value) -> bool {
+    match (asked, live) {
+        (Value::Object(asked), Value::Object(live)) => asked.iter().all(|(key, value)| match live.get(key) {
+            Some(found) => holds(value, found),
+            None => is_empty(value),
+        }),
+        (Value::Array(asked), Value::Array(live)) => {
+            asked.len() == live.len() && asked.iter().zip(live).all(|(asked, live)| holds(asked, live))
+        }
+        (asked, live) => asked == live,
+    }
+}
+
+/// The API server does not store empty lists, maps and texts.
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Array(list) => list.is_empty(),
+        Value::Object(map) => map.values().all(is_empty),
+        Value::Null => true,
+        _ => false,
+    }
+}
+
+/// Takes away from a live object what changes by itself: status, bookkeeping, and what the cluster's own
+/// controllers write into the specification.
+pub fn strip(kind: Kind, object: &mut Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    map.remove("status");
+    if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
+        for key in ["managedFields", "resourceVersion", "generation", "creationTimestamp", "uid", "selfLink"]
+        {
+            metadata.remove(key);
+        }
+        if let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut) {
+            annotations.retain(|key, _| !belongs_to_cluster(kind, key));
+        }
+    }
+    let autoscaled =
+        map.get("metadata").is_some_and(|meta| meta["annotations"].get(keys::AUTOSCALED).is_some());
+    if let Some(spec) = map.get_mut("spec").and_then(Value::as_object_mut) {
+        match kind {
+            Kind::PersistentVolumeClaim => {
+                spec.remove("volumeName");
+            }
+            Kind::Deployment if autoscaled => {
+                spec.remove("replicas");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Annotations that the cluster's own controllers keep on a kind.
+fn belongs_to_cluster(kind: Kind, annotation: &str) -> bool {
+    match kind {
+        Kind::Deployment => annotation == "deployment.kubernetes.io/revision",
+        Kind::PersistentVolumeClaim => {
+            annotation.starts_with("pv.kubernetes.io/") || annotation.starts_with("volume.")
+        }
+        _ => false,
+    }
+}
+
+/// Whether anyone but the operator and the cluster's own controllers owns a field outside `status`.
+///
+/// Such a field may stand beside the operator's without being in conflict with it: an added label, an added rule.
+pub fn has_foreign_fields(kind: Kind, object: &Value) -> bool {
+    object
+        .pointer("/metadata/managedFields")
+        .and_then(Value::as_array)
+        .is_some_and(|entries| entries.iter().any(|entry| is_foreign(kind, entry)))
+}
+
+/// Whether an entry of `managedFields` belongs to somebody who has no business there.
+pub fn is_foreign(kind: Kind, entry: &Value) -> bool {
+    let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default();
+    if !text("subresource").is_empty()
+        || (text("manager") == keys::FIELD_MANAGER && text("operation") == "Apply")
+    {
+        return false;
+    }
+    !entry.get("fieldsV1").is_some_and(|fields| only_cluster_fields(kind, fields))
+}
+
+fn only_cluster_fields(kind: Kind, fields: &Value) -> bool {
+    let Some(map) = fields.as_object() else { return false };
+    map.iter().all(|(key, below)| match (key.as_str(), kind) {
+        ("f:status", _) => true,
+        ("f:spec", Kind::PersistentVolumeClaim) => {
+            below.as_object().is_some_and(|spec| spec.keys().all(|key| key == "f:volumeName"))
+        }
+        ("f:metadata", _) => below.as_object().is_some_and(|metadata| {
+            metadata.iter().all(|(key, below)| {
+                key == "f:annotations"
+                    && below.as_object().is_some_and(|annotations| {
+                        annotations.keys().all(|key| {
+                            key == "."
+                                || key.strip_prefix("f:").is_some_and(|key| belongs_to_cluster(kind, key))
+                        })
+                    })
+            })
+        }),
+        _ => false,
+    })
+}
+
+/// Makes the operator the owner of every foreign field: the entries of an object's `managedFields` with everything
+/// foreign moved into the operator's own. The next server-side apply then removes whatever it does not ask for.
+pub fn take_over_fields(kind: Kind, object: &Value) -> Vec<Value> {
+    let entries =
+        object.pointer("/metadata/managedFields").and_then(Value::as_array).cloned().unwrap_or_default();
+    let (mut own, mut kept, mut owned) = (None, Vec::new(), json!({}));
+    for entry in entries {
+        let is_own = entry["manager"] == keys::FIELD_MANAGER
+            && entry["operation"] == "Apply"
+            && entry.get("subresource").is_none_or(|s| s == "");
+        if is_own || is_foreign(kind, &entry) {
+            merge(&mut owned, &entry["fieldsV1"]);
+            if is_own || own.is_none() {
+                own = Some(entry);
+            }
+        } else {
+            kept.push(entry);
+        }
+    }
+    if let Some(mut own) = own {
+        own["manager"] = json!(keys::FIELD_MANAGER);
+        own["operation"] = json!("Apply");
+        own["apiVersion"] = json!(kind.api_version());
+        own["fieldsV1"] = owned;
+        kept.push(own);
+    }
+    kept
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    if let (Some(into), Some(from)) = (into.as_object_mut(), from.as_object()) {
+        for (key, value) in from {
+            merge(into.entry(key).or_insert_with(|| json!({})), value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_are_sorted_so_that_hashes_are_stable() {
+        let a: Value = serde_json::from_str(r#"{"b":1,"a":{"d":1,"c":2}}"#).unwrap();
+        assert_eq!(a.to_string(), r#"{"a":{"c":2,"d":1},"b":1}"#);
+    }
+
+    #[test]
+    fn what_the_server_adds_does_not_disturb_but_list_elements_do() {
+        let asked = json!({"spec": {"egress": [], "ports": [{"port": 80}]}});
+        assert!(holds(&asked, &json!({"spec": {"ports": [{"port": 80, "protocol": "TCP"}], "x": 1}})));
+        assert!(!holds(&asked, &json!({"spec": {"egress": [{}], "ports": [{"port": 80}]}})));
+        assert!(!holds(&asked, &json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}})));
+        assert!(!holds(&asked, &json!({"spec": {"ports": []}})));
+    }
+
+    #[test]
+    fn fields_of_others_are_told_from_those_of_the_cluster() {
+        let entry = |manager: &str, operation: &str, fields: Value| json!({"manager": manager, "operation": operation, "fieldsV1": fields});
+        let label = json!({"f:metadata": {"f:labels": {"f:x": {}}}});
+        assert!(!is_foreign(Kind::Service, &entry("conme", "Apply", label.clone())));
+        assert!(is_foreign(Kind::Service, &entry("conme", "Update", label.clone())));
+        assert!(is_foreign(Kind::Service, &entry("kubectl", "Update", label)));
+        let revision =
+            json!({"f:metadata": {"f:annotations": {".": {}, "f:deployment.kubernetes.io/revision": {}}}});
+        assert!(!is_foreign(Kind::Deployment, &entry("kube-controller-manager", "Update", revision.clone())));
+        assert!(is_foreign(Kind::Service, &entry("kube-controller-manager", "Update", revision)));
+    }
+
+    #[test]
+    fn a_take_over_leaves_one_entry_that_owns_everything() {
+        let object = json!({"metadata": {"managedFields": [
+            {"manager": "conme", "operation": "Apply", "apiVersion": "v1", "fieldsV1": {"f:data": {"f:a": {}}}},
+            {"manager": "kubectl", "operation": "Update", "apiVersion": "v1", "fieldsV1": {"f:data": {"f:b": {}}}},
+            {"manager": "kcm", "operation": "Update", "subresource": "status", "fieldsV1": {"f:status": {}}},
+        ]}});
+        let entries = take_over_fields(Kind::ConfigMap, &object);
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[1]["fieldsV1"], json!({"f:data": {"f:a": {}, "f:b": {}}}));
+        assert!(entries.iter().all(|entry| !is_foreign(Kind::ConfigMap, entry)));
+    }
+}

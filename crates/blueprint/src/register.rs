@@ -1,0 +1,279 @@
+//! The register of all Comuni: who asked first for what only one can have, and who fits into the data centre.
+//!
+//! A plain synchronous index. It is fed one Comune at a time and answers questions about any of them, so that the
+//! plan of one Comune never has to look at all the others.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use conme_api::{Comune, DataCenter};
+use jiff::Timestamp;
+use kube::ResourceExt;
+
+use crate::{
+    amount::Amount,
+    capacity::{Decision, Request, decide, reserve_respecting_capacity},
+    names,
+    validate::{totals_in_force, totals_of},
+};
+
+/// Order in which Comuni are served: by the time of their first admission, then of their creation, then by name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seniority {
+    /// First admission; those never admitted come last.
+    admitted: Option<Timestamp>,
+    created: Option<Timestamp>,
+    name: String,
+}
+
+impl Seniority {
+    fn key(&self) -> (bool, Option<Timestamp>, Option<Timestamp>, &str) {
+        (self.admitted.is_none(), self.admitted, self.created, &self.name)
+    }
+}
+
+/// What only one Comune can have.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Claim {
+    /// ISTAT code.
+    Istat(String),
+    /// Host name of a service.
+    Hostname(String),
+    /// Name of a namespace.
+    Namespace(String),
+}
+
+struct Entry {
+    seniority: Seniority,
+    claims: BTreeSet<Claim>,
+    comune: Comune,
+}
+
+/// Every Comune's claims and the decision on its admission.
+#[derive(Default)]
+pub struct Register {
+    entries: BTreeMap<String, Entry>,
+    holders: HashMap<Claim, BTreeSet<String>>,
+    decisions: BTreeMap<String, Decision>,
+    data_center: Option<DataCenter>,
+    stale: bool,
+}
+
+impl Register {
+    /// Takes note of a Comune as it is now. Returns the names of the Comuni whose claims this touches.
+    pub fn put(&mut self, comune: &Comune) -> BTreeSet<String> {
+        let name = comune.name_any();
+        let seniority = Seniority {
+            admitted: comune
+                .status
+                .as_ref()
+                .and_then(|status| status.seniority.as_ref())
+                .and_then(|text| text.parse().ok()),
+            created: comune.metadata.creation_timestamp.as_ref().map(|time| time.0),
+            name: name.clone(),
+        };
+        let claims = claims(comune, self.data_center.as_ref());
+        if let Some(entry) = self.entries.get_mut(&name) {
+            if entry.comune.spec == comune.spec && entry.seniority == seniority && entry.claims == claims {
+                entry.comune.status = comune.status.clone();
+                return BTreeSet::new();
+            }
+        }
+        let mut touched = self.withdraw(&name);
+        for claim in &claims {
+            let holders = self.holders.entry(claim.clone()).or_default();
+            touched.extend(holders.iter().cloned());
+            holders.insert(name.clone());
+        }
+        let mut comune = comune.clone();
+        comune.metadata.managed_fields = None;
+        self.entries.insert(name.clone(), Entry { seniority, claims, comune });
+        self.stale = true;
+        touched.remove(&name);
+        touched
+    }
+
+    /// Forgets a Comune. Returns the names of the Comuni whose claims this touches.
+    pub fn remove(&mut self, name: &str) -> BTreeSet<String> {
+        let touched = self.withdraw(name);
+        self.entries.remove(name);
+        self.stale = true;
+        touched
+    }
+
+    /// Takes note of the data centre that the admissions are decided with.
+    pub fn set_data_center(&mut self, data_center: Option<DataCenter>) {
+        self.data_center = data_center;
+        let comuni: Vec<Comune> = self.entries.values().map(|entry| entry.comune.clone()).collect();
+        self.entries.clear();
+        self.holders.clear();
+        for comune in &comuni {
+            self.put(comune);
+        }
+        self.stale = true;
+    }
+
+    fn withdraw(&mut self, name: &str) -> BTreeSet<String> {
+        let mut touched = BTreeSet::new();
+        for claim in self.entries.get(name).map(|entry| entry.claims.clone()).unwrap_or_default() {
+            if let Some(holders) = self.holders.get_mut(&claim) {
+                holders.remove(name);
+                touched.extend(holders.iter().cloned());
+                if holders.is_empty() {
+                    self.holders.remove(&claim);
+                }
+            }
+        }
+        touched
+    }
+
+    /// The Comune that keeps a claim, if it is not `name` itself.
+    pub fn senior_holder(&self, name: &str, claim: &Claim) -> Option<&str> {
+        let holders = self.holders.get(claim)?;
+        let senior = holders
+            .iter()
+            .filter_map(|holder| self.entries.get(holder))
+            .min_by(|a, b| a.seniority.key().cmp(&b.seniority.key()))?;
+        (senior.seniority.name != name).then_some(senior.seniority.name.as_str())
+    }
+
+    /// The decision on a Comune's admission. None: there is no data centre, or its totals are not known.
+    pub fn decision(&mut self, name: &str) -> Option<&Decision> {
+        self.refresh();
+        self.decisions.get(name)
+    }
+
+    /// Sum of what has been promised, by resource, and the numbers of admitted and known Comuni.
+    pub fn committed(&mut self) -> (BTreeMap<String, Amount>, usize, usize) {
+        self.refresh();
+        let mut sum = BTreeMap::new();
+        let mut admitted = 0;
+        for decision in self.decisions.values() {
+            if let Some(granted) = &decision.granted {
+                admitted += 1;
+                for (resource, amount) in granted {
+                    *sum.entry(resource.clone()).or_default() += *amount;
+                }
+            }
+        }
+        (sum, admitted, self.entries.len())
+    }
+
+    /// Names of all known Comuni.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
+    /// Services made from each template: template → version as asked for (or none) → number.
+    pub fn template_use(&self) -> BTreeMap<String, BTreeMap<Option<String>, u32>> {
+        let mut used: BTreeMap<String, BTreeMap<Option<String>, u32>> = BTreeMap::new();
+        for service in self.entries.values().flat_map(|entry| &entry.comune.spec.services) {
+            *used.entry(service.template.clone()).or_default().entry(service.version.clone()).or_default() +=
+                1;
+        }
+        used
+    }
+
+    /// Names of the Comuni with a service from a template.
+    pub fn users_of_template(&self, template: &str) -> Vec<String> {
+        self.entries
+            .iter()
+            .filter(|(_, entry)| {
+                entry.comune.spec.services.iter().any(|service| service.template == template)
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    fn refresh(&mut self) {
+        if !std::mem::take(&mut self.stale) {
+            return;
+        }
+        self.decisions.clear();
+        let Some(data_center) = &self.data_center else { return };
+        let mut entries: Vec<&Entry> = self.entries.values().collect();
+        entries.sort_by(|a, b| a.seniority.key().cmp(&b.seniority.key()));
+        let requests: Vec<Request> = entries
+            .iter()
+            .filter_map(|entry| {
+                let (_, wanted) = totals_of(&entry.comune.spec, data_center).ok()?;
+                let admitted = entry.seniority.admitted.is_some();
+                let granted =
+                    admitted.then(|| totals_in_force(&entry.comune).unwrap_or_else(|| wanted.clone()));
+                Some(Request { name: entry.seniority.name.clone(), wanted, granted })
+            })
+            .collect();
+        let capacity = reserve_respecting_capacity(&data_center.spec);
+        self.decisions = decide(&capacity, &requests);
+    }
+}
+
+fn claims(comune: &Comune, data_center: Option<&DataCenter>) -> BTreeSet<Claim> {
+    let name = comune.name_any();
+    let mut claims: BTreeSet<Claim> = comune
+        .spec
+        .environments
+        .iter()
+        .map(|environment| Claim::Namespace(names::namespace(&name, &environment.name)))
+        .collect();
+    claims.extend(comune.spec.entity.istat.clone().map(Claim::Istat));
+    for service in &comune.spec.services {
+        let hostname = service.hostname.clone().or_else(|| {
+            let domain = &data_center?.spec.ingress.domain;
+            Some(names::default_hostname(&service.name, &service.environment, &name, domain))
+        });
+        claims.extend(hostname.map(Claim::Hostname));
+    }
+    claims
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures::{comune, data_center};
+
+    fn created(name: &str, second: i64, edit: impl FnOnce(&mut Comune)) -> Comune {
+        let mut comune = comune(name);
+        comune.metadata.creation_timestamp =
+            Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(Timestamp::new(second, 0).unwrap()));
+        edit(&mut comune);
+        comune
+    }
+
+    #[test]
+    fn the_senior_one_keeps_an_istat_code() {
+        let mut register = Register::default();
+        register.put(&created("beta", 1, |c| c.spec.entity.istat = Some("027001".into())));
+        let touched = register.put(&created("alfa", 2, |c| c.spec.entity.istat = Some("027001".into())));
+        assert_eq!(touched.into_iter().collect::<Vec<_>>(), ["beta"]);
+        let claim = Claim::Istat("027001".into());
+        assert_eq!(register.senior_holder("alfa", &claim), Some("beta"));
+        assert_eq!(register.senior_holder("beta", &claim), None);
+        // The first admission counts more than the creation: a manifest that was re-created keeps its place.
+        register.put(&created("alfa", 3, |c| {
+            c.spec.entity.istat = Some("027001".into());
+            c.status.get_or_insert_default().seniority = Some("2026-01-01T00:00:00Z".into());
+        }));
+        assert_eq!(register.senior_holder("beta", &claim), Some("alfa"));
+        register.remove("alfa");
+        assert_eq!(register.senior_holder("beta", &claim), None);
+    }
+
+    #[test]
+    fn two_names_that_meet_in_one_namespace_are_a_conflict() {
+        let mut register = Register::default();
+        register.put(&created("san", 1, |c| c.spec.environments[0].name = "stino-x".into()));
+        register.put(&created("san-stino", 2, |c| c.spec.environments[0].name = "x".into()));
+        let claim = Claim::Namespace("san-stino-x".into());
+        assert_eq!(register.senior_holder("san-stino", &claim), Some("san"));
+    }
+
+    #[test]
+    fn admission_is_decided_by_the_data_centre() {
+        let mut register = Register::default();
+        register.put(&created("dolo", 1, |_| {}));
+        assert!(register.decision("dolo").is_none(), "nothing is decided without a data centre");
+        register.set_data_center(Some(data_center()));
+        assert!(register.decision("dolo").unwrap().granted.is_some());
+        assert_eq!(register.committed().1, 1);
+    }
+}

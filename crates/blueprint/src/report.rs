@@ -1,0 +1,598 @@
+//! What is told of a Comune: conditions, figures, orphans.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use conme_api::{
+    Comune, ComuneStatus, DatabaseStatus, NamespaceStatus, Orphan, QuotaStatus, ServerStatus, ServiceStatus,
+    Summary, reasons,
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::{
+    amount::{Amount, notation},
+    child::ChildRef,
+    kind::Kind,
+    plan::{DatabaseSeen, Observed, Plan, condition_of},
+    validate::{Problem, Scope, ValidComune, Verdict},
+};
+
+/// A call that failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The child that it was about.
+    pub at: ChildRef,
+    /// The API server's own words.
+    pub message: String,
+}
+
+struct Verdicts<'a> {
+    verdict: &'a Verdict,
+    plan: &'a Plan,
+    failures: &'a [Failure],
+    observed: &'a Observed,
+    paused: bool,
+}
+
+type Finding = (bool, &'static str, String);
+
+/// The status of a Comune after a pass. `plan` is what is still left to do.
+pub fn report(
+    comune: &Comune,
+    verdict: &Verdict,
+    plan: &Plan,
+    failures: &[Failure],
+    observed: &Observed,
+    now: Timestamp,
+) -> ComuneStatus {
+    let previous = comune.status.clone().unwrap_or_default();
+    let facts = Verdicts { verdict, plan, failures, observed, paused: comune.spec.paused };
+    let valid = verdict.valid.as_ref();
+
+    let mut status =
+        ComuneStatus { observed_generation: comune.metadata.generation, ..ComuneStatus::default() };
+    status.seniority = previous.seniority.clone().or_else(|| valid.map(|_| rfc3339(now)));
+    status.tier = valid.map(|valid| valid.tier.clone()).or_else(|| previous.tier.clone());
+    status.namespaces = match valid {
+        Some(valid) => namespaces(valid, observed),
+        None => previous.namespaces.clone(),
+    };
+    status.databases = databases(comune, &previous, &facts);
+    status.services = match valid {
+        Some(valid) => services(valid, observed),
+        None => previous.services.clone(),
+    };
+    status.servers = servers(comune);
+    status.quota = match valid {
+        Some(valid) => Some(quota(valid, observed)),
+        None => previous.quota.clone(),
+    };
+    status.orphans = orphans(comune, &previous, &facts, now);
+    status.summary = Some(summary(comune, &status, &facts));
+
+    let findings = findings(comune, &status, &facts);
+    status.conditions = reasons::COMUNE_CONDITIONS
+        .iter()
+        .filter_map(|type_| {
+            findings.get(type_).map(|finding| condition(type_, finding, comune, &previous, now))
+        })
+        .collect();
+    status
+}
+
+/// The status as far as people have to know at once: without the figures that move by themselves.
+pub fn without_volatile(status: &ComuneStatus) -> ComuneStatus {
+    let mut steady = status.clone();
+    if let Some(summary) = &mut steady.summary {
+        summary.cpu.clear();
+        summary.memory.clear();
+    }
+    if let Some(quota) = &mut steady.quota {
+        quota.used.clear();
+    }
+    for service in &mut steady.services {
+        service.ready = 0;
+        service.desired = 0;
+    }
+    for condition in &mut steady.conditions {
+        if condition.type_ == reasons::AVAILABLE {
+            condition.message.clear();
+        }
+    }
+    steady
+}
+
+fn findings(comune: &Comune, status: &ComuneStatus, facts: &Verdicts<'_>) -> BTreeMap<&'static str, Finding> {
+    let mut findings = BTreeMap::new();
+    findings.insert(reasons::ADMITTED, admitted(facts));
+    let children = [reasons::NAMESPACES_READY, reasons::NETWORK_ISOLATED, reasons::SERVICES_DEPLOYED];
+    for type_ in children {
+        findings.insert(type_, of_children(type_, comune, facts));
+    }
+    findings.insert(reasons::DATABASES_READY, databases_ready(comune, status));
+    findings.insert(reasons::AVAILABLE, available(comune, status));
+    findings.insert(reasons::SERVERS_MIGRATED, servers_migrated(status));
+    findings.insert(reasons::READY, ready(comune, status, facts, &findings));
+    findings
+}
+
+fn ready(
+    comune: &Comune,
+    status: &ComuneStatus,
+    facts: &Verdicts<'_>,
+    others: &BTreeMap<&'static str, Finding>,
+) -> Finding {
+    if facts.paused {
+        let message = "spec.paused is set: nothing is changed until it is taken away";
+        return (false, reasons::PAUSED, message.into());
+    }
+    // The most fundamental cause first: it usually explains the others.
+    let order = [
+        reasons::ADMITTED,
+        reasons::NAMESPACES_READY,
+        reasons::NETWORK_ISOLATED,
+        reasons::DATABASES_READY,
+        reasons::SERVICES_DEPLOYED,
+    ];
+    for type_ in order {
+        if let Some((false, reason, message)) = others.get(type_) {
+            let reason = match (type_, *reason) {
+                (reasons::DATABASES_READY, reasons::SERVER_UNREACHABLE) => reasons::DATABASE_FAILED,
+                (_, reason) => reason,
+            };
+            return (false, reason, format!("{type_}: {message}"));
+        }
+    }
+    let over = status.quota.as_ref().map(|quota| quota.over_limit.join(", ")).unwrap_or_default();
+    let note = if over.is_empty() {
+        String::new()
+    } else {
+        format!("; more is in use than the quota allows ({over}): what runs goes on, nothing new is admitted")
+    };
+    (
+        true,
+        reasons::AS_DECLARED,
+        format!("everything is as declared at generation {}{note}", comune.metadata.generation.unwrap_or(0)),
+    )
+}
+
+fn admitted(facts: &Verdicts<'_>) -> Finding {
+    let whole: Vec<&Problem> = facts.verdict.problems.iter().filter(|p| p.scope == Scope::Comune).collect();
+    if let Some(first) = whole.first() {
+        return (false, first.reason, join(&whole));
+    }
+    match facts.verdict.valid.as_ref().and_then(|valid| valid.missing.as_ref()) {
+        Some(missing) => (
+            false,
+            reasons::INSUFFICIENT_CAPACITY,
+            format!(
+                "the old quota stays in force: the data centre would lose its reserve by the new one, {missing} missing; it is granted by itself when there is room"
+            ),
+        ),
+        None => (true, reasons::AS_DECLARED, "the data centre has room for it".into()),
+    }
+}
+
+fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Finding {
+    if facts.verdict.valid.is_none() {
+        return (
+            false,
+            reasons::INVALID,
+            "nothing is changed until the problems of the manifest are solved".into(),
+        );
+    }
+    if type_ == reasons::NAMESPACES_READY && !facts.plan.clashes.is_empty() {
+        let messages: Vec<&str> = facts.plan.clashes.iter().map(|clash| clash.message.as_str()).collect();
+        return (false, reasons::CONFLICT, messages.join("; "));
+    }
+    if type_ == reasons::SERVICES_DEPLOYED {
+        let of_services: Vec<&Problem> =
+            facts.verdict.problems.iter().filter(|p| matches!(p.scope, Scope::Service(_))).collect();
+        if let Some(first) = of_services.first() {
+            return (false, first.reason, join(&of_services));
+        }
+    }
+    let failed: Vec<String> = facts
+        .failures
+        .iter()
+        .filter(|failure| condition_of(&failure.at) == type_)
+        .take(3)
+        .map(|failure| format!("{}: {}", failure.at, failure.message))
+        .collect();
+    if !failed.is_empty() {
+        return (false, reasons::API_ERROR, failed.join("; "));
+    }
+    let waits: Vec<&str> = facts
+        .plan
+        .waits
+        .iter()
+        .filter(|wait| wait.condition == type_)
+        .map(|wait| wait.message.as_str())
+        .collect();
+    if !waits.is_empty() {
+        return (false, reasons::WAITING, waits.join("; "));
+    }
+    let left = facts.plan.actions().filter(|action| condition_of(action.at()) == type_).count();
+    if left > 0 {
+        let reason = if facts.paused { reasons::PAUSED } else { reasons::IN_PROGRESS };
+        return (false, reason, format!("{left} objects differ from the manifest"));
+    }
+    match type_ {
+        reasons::SERVICES_DEPLOYED if comune.spec.services.is_empty() => {
+            (true, reasons::NONE_DECLARED, "no services are declared".into())
+        }
+        reasons::SERVICES_DEPLOYED => {
+            (true, reasons::AS_DECLARED, format!("{} services are as declared", comune.spec.services.len()))
+        }
+        reasons::NETWORK_ISOLATED => (
+            true,
+            reasons::AS_DECLARED,
+            "closed in both directions but for DNS, the own environment, the ingress controller, its database servers and what the manifest allows".into(),
+        ),
+        _ => (
+            true,
+            reasons::AS_DECLARED,
+            format!("{} namespaces with quota, limits and role bindings", comune.spec.environments.len()),
+        ),
+    }
+}
+
+fn databases_ready(comune: &Comune, status: &ComuneStatus) -> Finding {
+    if comune.spec.databases.is_empty() {
+        return (true, reasons::NONE_DECLARED, "no databases are declared".into());
+    }
+    let failed: Vec<&DatabaseStatus> = status.databases.iter().filter(|database| !database.ready).collect();
+    match failed.first() {
+        None => (true, reasons::AS_DECLARED, format!("{} databases are as declared", status.databases.len())),
+        Some(first) => {
+            // The worst news is not hidden behind the first.
+            let reason = failed
+                .iter()
+                .find(|database| database.reason == reasons::DATA_MISSING)
+                .map_or(first.reason.as_str(), |database| database.reason.as_str());
+            let messages: Vec<String> =
+                failed.iter().map(|database| format!("{}: {}", database.name, database.message)).collect();
+            (false, known_reason(reason), messages.join("; "))
+        }
+    }
+}
+
+/// Reasons of databases are stored as text in status; conditions need the constant.
+fn known_reason(reason: &str) -> &'static str {
+    [
+        reasons::IN_PROGRESS,
+        reasons::INVALID,
+        reasons::CONFLICT,
+        reasons::DATA_MISSING,
+        reasons::SERVER_UNREACHABLE,
+        reasons::WAITING,
+        reasons::PAUSED,
+    ]
+    .into_iter()
+    .find(|known| *known == reason)
+    .unwrap_or(reasons::DATABASE_FAILED)
+}
+
+fn available(comune: &Comune, status: &ComuneStatus) -> Finding {
+    if comune.spec.services.is_empty() {
+        return (true, reasons::NONE_DECLARED, "no services are declared".into());
+    }
+    let down: Vec<String> = comune
+        .spec
+        .services
+        .iter()
+        .filter_map(|service| match status.services.iter().find(|seen| seen.name == service.name) {
+            Some(seen) if seen.ready >= seen.desired && seen.desired >= 0 => None,
+            Some(seen) => Some(format!("{} has {} of {} pods ready", seen.name, seen.ready, seen.desired)),
+            None => Some(format!("{} is not deployed yet", service.name)),
+        })
+        .collect();
+    if down.is_empty() {
+        (true, reasons::PODS_READY, "the pods of every service are up".into())
+    } else {
+        (false, reasons::PODS_NOT_READY, down.join("; "))
+    }
+}
+
+fn servers_migrated(status: &ComuneStatus) -> Finding {
+    let (done, all) = migrated(status);
+    let unclassified: u32 = status.servers.iter().map(|server| server.unclassified).sum();
+    match (done, all) {
+        (_, 0) => (true, reasons::NONE_DECLARED, "no local servers are declared".into()),
+        (done, all) if done == all => (true, reasons::AS_DECLARED, format!("{all} workloads are taken over")),
+        (done, all) if unclassified > 0 => (
+            false,
+            reasons::NOT_STARTED,
+            format!(
+                "{done} of {all} workloads are taken over; {unclassified} have no classification and may not migrate"
+            ),
+        ),
+        (done, all) => (false, reasons::NOT_STARTED, format!("{done} of {all} workloads are taken over")),
+    }
+}
+
+fn condition(
+    type_: &str,
+    (is_true, reason, message): &Finding,
+    comune: &Comune,
+    previous: &ComuneStatus,
+    now: Timestamp,
+) -> Condition {
+    let value = if *is_true { "True" } else { "False" };
+    let before = previous.conditions.iter().find(|condition| condition.type_ == type_);
+    let changed = match before {
+        Some(before) if before.status == value => before.last_transition_time.clone(),
+        _ => Time(seconds(now)),
+    };
+    Condition {
+        type_: type_.into(),
+        status: value.into(),
+        reason: (*reason).into(),
+        message: truncated(message),
+        last_transition_time: changed,
+        observed_generation: comune.metadata.generation,
+    }
+}
+
+fn truncated(message: &str) -> String {
+    const MOST: usize = 2000;
+    match message.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{} …", &message[..end]),
+        None => message.to_owned(),
+    }
+}
+
+fn join(problems: &[&Problem]) -> String {
+    let texts: Vec<String> = problems
+        .iter()
+        .map(|problem| {
+            if problem.path.is_empty() {
+                problem.message.clone()
+            } else {
+                format!("{}: {}", problem.path, problem.message)
+            }
+        })
+        .collect();
+    texts.join("; ")
+}
+
+fn namespaces(valid: &ValidComune, observed: &Observed) -> Vec<NamespaceStatus> {
+    let of_environment = |namespace: &str, environment: &str| {
+        let at = ChildRef::of_namespace(namespace);
+        let seen = observed.children.get(&at)?;
+        Some(NamespaceStatus {
+            name: namespace.into(),
+            environment: environment.into(),
+            uid: seen.uid.clone(),
+        })
+    };
+    valid.environments.iter().filter_map(|e| of_environment(&e.namespace, &e.name)).collect()
+}
+
+fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> Vec<DatabaseStatus> {
+    let name = comune.metadata.name.clone().unwrap_or_default();
+    comune
+        .spec
+        .databases
+        .iter()
+        .map(|database| {
+            let before = previous.databases.iter().find(|before| before.name == database.name);
+            let conme_api::Placement::Shared(server) = &database.placement else {
+                return failed_database(&database.name, before, facts, String::new(), String::new());
+            };
+            let secret = format!(
+                "{}/{}",
+                crate::names::namespace(&name, &database.environment),
+                crate::names::binding_secret(&database.name)
+            );
+            match facts.observed.databases.get(&database.name) {
+                Some(DatabaseSeen::Ready { system_identifier, provisioned_at, database: on_server }) => {
+                    DatabaseStatus {
+                        name: database.name.clone(),
+                        ready: true,
+                        reason: reasons::AS_DECLARED.into(),
+                        message: format!("{on_server} on {server}"),
+                        server: server.clone(),
+                        database: on_server.clone(),
+                        secret,
+                        system_identifier: Some(system_identifier.clone()),
+                        provisioned_at: Some(rfc3339(*provisioned_at)),
+                    }
+                }
+                _ => failed_database(&database.name, before, facts, server.clone(), secret),
+            }
+        })
+        .collect()
+}
+
+/// A database that is not as declared. What was provisioned before stays on record: by it is known what is missing.
+fn failed_database(
+    name: &str,
+    before: Option<&DatabaseStatus>,
+    facts: &Verdicts<'_>,
+    server: String,
+    secret: String,
+) -> DatabaseStatus {
+    let of_this = |problem: &&Problem| problem.scope == Scope::Database(name.into());
+    let (reason, message) =
+        match (facts.verdict.problems.iter().find(of_this), facts.observed.databases.get(name)) {
+            (Some(problem), _) => (problem.reason, format!("{}: {}", problem.path, problem.message)),
+            (None, Some(DatabaseSeen::Failed { reason, message })) => (*reason, message.clone()),
+            _ if facts.paused => (reasons::PAUSED, "spec.paused is set".into()),
+            _ => (reasons::IN_PROGRESS, "it is being provisioned".into()),
+        };
+    DatabaseStatus {
+        name: name.into(),
+        ready: false,
+        reason: reason.into(),
+        message,
+        server,
+        database: before.map(|before| before.database.clone()).unwrap_or_default(),
+        secret,
+        system_identifier: before.and_then(|before| before.system_identifier.clone()),
+        provisioned_at: before.and_then(|before| before.provisioned_at.clone()),
+    }
+}
+
+fn services(valid: &ValidComune, observed: &Observed) -> Vec<ServiceStatus> {
+    valid
+        .services
+        .iter()
+        .filter_map(|service| {
+            let key = (service.namespace.clone(), service.spec.name.clone());
+            let pods = observed.pods.get(&key)?;
+            let scheme = if valid.ingress.cluster_issuer.is_some() { "https" } else { "http" };
+            Some(ServiceStatus {
+                name: service.spec.name.clone(),
+                namespace: service.namespace.clone(),
+                url: (!service.version.ports.is_empty()).then(|| format!("{scheme}://{}/", service.hostname)),
+                version: service.version.version.clone(),
+                ready: pods.ready,
+                desired: pods.desired,
+            })
+        })
+        .collect()
+}
+
+fn servers(comune: &Comune) -> Vec<ServerStatus> {
+    comune
+        .spec
+        .servers
+        .iter()
+        .map(|server| ServerStatus {
+            name: server.name.clone(),
+            migrated: 0,
+            workloads: server.workloads.len() as u32,
+            unclassified: server.workloads.iter().filter(|workload| workload.classification.is_none()).count()
+                as u32,
+        })
+        .collect()
+}
+
+/// Use of a resource by its name in the totals: for vCPU and memory what is requested.
+fn used_of(observed: &Observed, resource: &str) -> Amount {
+    let in_quota = match resource {
+        "cpu" | "memory" | "storage" | "ephemeral-storage" => format!("requests.{resource}"),
+        _ => resource.to_owned(),
+    };
+    observed.quotas.values().filter_map(|quota| quota.used.get(&in_quota).copied()).sum()
+}
+
+fn quota(valid: &ValidComune, observed: &Observed) -> QuotaStatus {
+    let mut status = QuotaStatus::default();
+    for (resource, total) in &valid.totals {
+        let used = used_of(observed, resource);
+        status.limit.insert(resource.clone(), total.text(notation(resource)));
+        status.used.insert(resource.clone(), used.text(notation(resource)));
+        if used > *total {
+            status.over_limit.push(resource.clone());
+        }
+    }
+    status
+}
+
+fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: Timestamp) -> Vec<Orphan> {
+    let Some(valid) = &facts.verdict.valid else { return previous.orphans.clone() };
+    let since_when = |kind: &str, name: &str| {
+        let known = previous.orphans.iter().find(|orphan| orphan.kind == kind && orphan.name == name);
+        known.map_or_else(|| rfc3339(now), |orphan| orphan.since.clone())
+    };
+    let mut orphans: Vec<Orphan> = facts
+        .plan
+        .orphans
+        .iter()
+        .map(|(name, since)| Orphan { kind: "Namespace".into(), name: name.clone(), since: since.clone() })
+        .collect();
+
+    let declared: BTreeSet<&str> =
+        comune.spec.databases.iter().map(|database| database.name.as_str()).collect();
+    let gone_now = previous
+        .databases
+        .iter()
+        .filter(|before| !declared.contains(before.name.as_str()) && before.provisioned_at.is_some())
+        .map(|before| format!("{}/{}", before.server, before.database));
+    let in_use: BTreeSet<String> = comune
+        .spec
+        .databases
+        .iter()
+        .filter_map(|database| match facts.observed.databases.get(&database.name) {
+            Some(DatabaseSeen::Ready { database: on_server, .. }) => match &database.placement {
+                conme_api::Placement::Shared(server) => Some(format!("{server}/{on_server}")),
+                conme_api::Placement::Dedicated(_) => None,
+            },
+            _ => None,
+        })
+        .collect();
+    let gone_before =
+        previous.orphans.iter().filter(|orphan| orphan.kind == "Database").map(|orphan| orphan.name.clone());
+    let databases: BTreeSet<String> =
+        gone_now.chain(gone_before).filter(|name| !in_use.contains(name)).collect();
+    for name in databases {
+        let since = since_when("Database", &name);
+        orphans.push(Orphan { kind: "Database".into(), name, since });
+    }
+
+    let wanted: BTreeSet<(String, String)> = valid
+        .services
+        .iter()
+        .flat_map(|service| {
+            let claims = service.version.volumes.iter();
+            claims.map(|volume| {
+                (service.namespace.clone(), crate::names::volume_claim(&service.spec.name, &volume.name))
+            })
+        })
+        .collect();
+    let built: BTreeSet<&str> = valid.services.iter().map(|service| service.spec.name.as_str()).collect();
+    let everything_is_built =
+        comune.spec.services.iter().all(|service| built.contains(service.name.as_str()));
+    for at in facts.observed.children.keys().filter(|at| at.kind == Kind::PersistentVolumeClaim) {
+        if everything_is_built && !wanted.contains(&(at.namespace.clone(), at.name.clone())) {
+            let name = format!("{}/{}", at.namespace, at.name);
+            let since = since_when(at.kind.name(), &name);
+            orphans.push(Orphan { kind: at.kind.name().into(), name, since });
+        }
+    }
+    orphans
+}
+
+fn migrated(status: &ComuneStatus) -> (u32, u32) {
+    let sum = |field: fn(&ServerStatus) -> u32| status.servers.iter().map(field).sum();
+    (sum(|server| server.migrated), sum(|server| server.workloads))
+}
+
+fn summary(comune: &Comune, status: &ComuneStatus, facts: &Verdicts<'_>) -> Summary {
+    let deployed = comune
+        .spec
+        .services
+        .iter()
+        .filter(|service| {
+            status.services.iter().any(|seen| seen.name == service.name)
+                && !facts.plan.actions().any(|action| action.at().name == service.name)
+                && !facts.verdict.problems.iter().any(|p| p.scope == Scope::Service(service.name.clone()))
+        })
+        .count();
+    let ready = status.databases.iter().filter(|database| database.ready).count();
+    let (done, all) = migrated(status);
+    let of_quota = |resource: &str| {
+        let quota = status.quota.as_ref()?;
+        let read = |texts: &BTreeMap<String, String>| Amount::parse(texts.get(resource)?).ok();
+        let (used, limit) = (read(&quota.used)?, read(&quota.limit)?);
+        Some(format!("{}/{}", used.short(notation(resource)), limit.short(notation(resource))))
+    };
+    Summary {
+        environments: status.namespaces.len().to_string(),
+        databases: format!("{ready}/{}", comune.spec.databases.len()),
+        services: format!("{deployed}/{}", comune.spec.services.len()),
+        migrated: format!("{done}/{all}"),
+        cpu: of_quota("cpu").unwrap_or_default(),
+        memory: of_quota("memory").unwrap_or_default(),
+    }
+}
+
+fn seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+fn rfc3339(time: Timestamp) -> String {
+    seconds(time).to_string()
+}

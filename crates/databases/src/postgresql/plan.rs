@@ -1,0 +1,391 @@
+//! Decides, from what is declared and what was seen, what is to be done. Pure: no server, no clock, no randomness.
+
+use std::collections::BTreeSet;
+
+use super::{
+    Available, Grant, Membership, Object, Observed, SeenDatabase, SeenRole, Step,
+    tag::{self, Claim},
+};
+use crate::{Desired, MissingData, Names, Problem};
+
+/// `datconnlimit` of a database whose `DROP DATABASE` was interrupted.
+const HALF_DROPPED: i32 = -2;
+const NO_LIMIT: i32 = -1;
+const SCHEMA: &str = "public";
+/// Part of every database from the start.
+const ALWAYS_INSTALLED: &str = "plpgsql";
+
+const ADOPT: &str = "If it may be taken over, set `adopt: true` on the database; else choose another name";
+const NEVER: &str = "It cannot be taken over: choose another name, or have the data centre clear it up";
+
+/// What is to be done, in this order, to reach the declared state; empty when it is reached.
+///
+/// Each prefix of the steps leaves a state from which a new plan completes the rest. The database is opened to its
+/// application by the last step only.
+///
+/// # Errors
+/// [`Problem::DataMissing`], [`Problem::NotOurs`], [`Problem::ExtensionNotAllowed`],
+/// [`Problem::ExtensionUnavailable`] and [`Problem::InvalidName`]. Then nothing may be done.
+pub fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem> {
+    let names = desired.names()?;
+    data_is_there(desired, &names, observed)?;
+    all_is_ours(desired, &names, observed)?;
+    let extensions = extensions(desired, observed)?;
+
+    let mut steps = Vec::new();
+    role(&mut steps, desired, observed, names.owner(), false);
+    role(&mut steps, desired, observed, names.app(), true);
+    let mut end = Vec::new();
+    database(&mut steps, &mut end, desired, &names, observed);
+    inside(&mut steps, &names, observed, extensions);
+    steps.extend(end);
+    Ok(steps)
+}
+
+/// Extensions that are installed and neither declared nor needed by a declared one.
+pub(super) fn undeclared_extensions(desired: &Desired, observed: &Observed) -> Vec<String> {
+    let Some(inside) = observed.database.as_ref().and_then(|database| database.inside.as_ref()) else {
+        return Vec::new();
+    };
+    let mut wanted: BTreeSet<&str> = BTreeSet::from([ALWAYS_INSTALLED]);
+    let mut open: Vec<&str> = desired.extensions.iter().map(String::as_str).collect();
+    while let Some(name) = open.pop() {
+        if wanted.insert(name) {
+            open.extend(inside.extensions.get(name).into_iter().flatten().map(String::as_str));
+        }
+    }
+    inside.extensions.keys().filter(|name| !wanted.contains(name.as_str())).cloned().collect()
+}
+
+/// Roles that are not of this system and have privileges on the database.
+pub(super) fn other_grantees(names: &Names, observed: &Observed) -> Vec<String> {
+    let grants = observed.database.iter().flat_map(|database| &database.grants);
+    let others: BTreeSet<&String> = grants
+        .filter_map(|grant| grant.grantee.as_ref())
+        .filter(|grantee| *grantee != names.owner() && *grantee != names.app())
+        .collect();
+    others.into_iter().cloned().collect()
+}
+
+fn data_is_there(desired: &Desired, names: &Names, observed: &Observed) -> Result<(), Problem> {
+    let missing = |since: Option<String>, missing: MissingData| Problem::DataMissing {
+        database: names.database().to_owned(),
+        since: since.unwrap_or_else(|| "an earlier run".to_owned()),
+        missing,
+    };
+    let since = desired.provisioned.as_ref().map(|provisioned| provisioned.at.to_string());
+    if observed.database.as_ref().is_some_and(|database| database.connection_limit == HALF_DROPPED) {
+        return Err(missing(since, MissingData::HalfDropped));
+    }
+    let Some(provisioned) = &desired.provisioned else {
+        return Ok(());
+    };
+    if let (Some(expected), Some(found)) = (&provisioned.system_identifier, &observed.system_identifier)
+        && expected != found
+    {
+        let replaced = MissingData::ServerReplaced {
+            expected: expected.clone(),
+            found: found.clone(),
+            database_present: observed.database.is_some(),
+        };
+        return Err(missing(since, replaced));
+    }
+    if observed.database.is_none() { Err(missing(since, MissingData::Gone)) } else { Ok(()) }
+}
+
+fn all_is_ours(desired: &Desired, names: &Names, observed: &Observed) -> Result<(), Problem> {
+    let claim_of_role = |name: &str| {
+        observed
+            .roles
+            .get(name)
+            .map(|role| (role.comment.as_ref(), tag::claim(desired, role.comment.as_deref())))
+    };
+    let owner = claim_of_role(names.owner());
+    let app = claim_of_role(names.app());
+    let database =
+        observed.database.as_ref().map(|seen| (seen, tag::claim(desired, seen.comment.as_deref())));
+
+    let is_ours = |claim: &Claim| matches!(claim, Claim::Ours | Claim::OursOutdated);
+    let owner_is_ours = owner.as_ref().is_some_and(|(_, claim)| is_ours(claim));
+    let database_is_ours = database.as_ref().is_some_and(|(_, claim)| is_ours(claim));
+    // A run that ended between making the database and writing its comment left it with our owner.
+    let made_by_us = owner_is_ours && database.as_ref().is_some_and(|(seen, _)| seen.owner == names.owner());
+
+    let check = |object: String, comment: Option<&String>, claim: Claim, vouched: bool| {
+        let (found, advice) = match claim {
+            Claim::Ours | Claim::OursOutdated => return Ok(()),
+            Claim::Nobody if desired.adopt || vouched => return Ok(()),
+            Claim::Namesake if desired.adopt => return Ok(()),
+            Claim::Nobody => match comment {
+                Some(comment) => (format!("its comment is {comment:?}"), ADOPT),
+                None => ("it has no comment".to_owned(), ADOPT),
+            },
+            Claim::Namesake => {
+                ("it was made for an earlier resource of the same name, without ISTAT code".to_owned(), ADOPT)
+            }
+            Claim::Another(owner) => (format!("it belongs to {owner}"), NEVER),
+        };
+        Err(Problem::NotOurs { object, found, advice })
+    };
+    if let Some((seen, claim)) = database {
+        check(format!("database \"{}\"", names.database()), seen.comment.as_ref(), claim, made_by_us)?;
+    }
+    for (name, claimed) in [(names.owner(), owner), (names.app(), app)] {
+        if let Some((comment, claim)) = claimed {
+            check(format!("role \"{name}\""), comment, claim, database_is_ours)?;
+        }
+    }
+    Ok(())
+}
+
+fn role(steps: &mut Vec<Step>, desired: &Desired, observed: &Observed, name: &str, login: bool) {
+    let comment = tag::comment(desired);
+    let Some(seen) = observed.roles.get(name) else {
+        steps.push(Step::CreateRole { role: name.to_owned(), login, tag: comment });
+        return;
+    };
+    let attributes = wrong_attributes(seen, login);
+    if !attributes.is_empty() {
+        steps.push(Step::AlterRole { role: name.to_owned(), attributes });
+    }
+    // Servers before 16 keep no reliable record of who granted a membership, and do not ask for it.
+    let by =
+        |membership: &Membership| (observed.version_number >= 160_000).then(|| membership.grantor.clone());
+    steps.extend(seen.member_of.iter().map(|membership| Step::RevokeMembership {
+        group: membership.role.clone(),
+        member: name.to_owned(),
+        granted_by: by(membership),
+    }));
+    steps.extend(seen.members.iter().map(|membership| Step::RevokeMembership {
+        group: name.to_owned(),
+        member: membership.role.clone(),
+        granted_by: by(membership),
+    }));
+    if tag::claim(desired, seen.comment.as_deref()) != Claim::Ours {
+        steps.push(Step::TagRole { role: name.to_owned(), tag: comment });
+    }
+}
+
+fn wrong_attributes(seen: &SeenRole, login: bool) -> Vec<&'static str> {
+    let wrong = [
+        (seen.superuser, "NOSUPERUSER"),
+        (seen.create_database, "NOCREATEDB"),
+        (seen.create_role, "NOCREATEROLE"),
+        (seen.replication, "NOREPLICATION"),
+        (seen.bypass_rls, "NOBYPASSRLS"),
+        (seen.login && !login, "NOLOGIN"),
+        (!seen.login && login, "LOGIN"),
+        // Both would shut the application out. An expired password looks like a wrong one.
+        (login && seen.connection_limit != NO_LIMIT, "CONNECTION LIMIT -1"),
+        (login && seen.expires, "VALID UNTIL 'infinity'"),
+    ];
+    wrong.into_iter().filter_map(|(is_wrong, repair)| is_wrong.then_some(repair)).collect()
+}
+
+fn database(
+    steps: &mut Vec<Step>,
+    end: &mut Vec<Step>,
+    desired: &Desired,
+    names: &Names,
+    observed: &Observed,
+) {
+    let name = names.database().to_owned();
+    let limit = desired.connection_limit.unwrap_or(NO_LIMIT);
+    let comment = tag::comment(desired);
+    let object = Object::Database(name.clone());
+    let Some(seen) = &observed.database else {
+        steps.push(Step::CreateDatabase {
+            database: name.clone(),
+            owner: names.owner().to_owned(),
+            locale: desired.locale.clone(),
+        });
+        steps.push(Step::TagDatabase { database: name.clone(), tag: comment });
+        steps.push(revoke(&object, None, &[]));
+        steps.push(Step::Grant {
+            object,
+            privileges: DATABASE_PRIVILEGES.app.to_vec(),
+            to: names.app().to_owned(),
+        });
+        end.push(Step::LimitConnections { database: name, limit });
+        return;
+    };
+    if seen.owner != names.owner() {
+        steps.push(Step::OwnDatabase { database: name.clone(), owner: names.owner().to_owned() });
+    }
+    if seen.template || !seen.allows_connections {
+        steps.push(Step::ResetFlags { database: name.clone() });
+    }
+    if tag::claim(desired, seen.comment.as_deref()) != Claim::Ours {
+        steps.push(Step::TagDatabase { database: name.clone(), tag: comment });
+    }
+    privileges(steps, &object, names, &seen.owner, &seen.grants, &DATABASE_PRIVILEGES);
+    if seen.connection_limit != limit {
+        end.push(Step::LimitConnections { database: name, limit });
+    }
+}
+
+fn inside(steps: &mut Vec<Step>, names: &Names, observed: &Observed, extensions: Vec<Step>) {
+    let object = Object::Schema(SCHEMA.to_owned());
+    let own = Step::OwnSchema { schema: SCHEMA.to_owned(), owner: names.owner().to_owned() };
+    let grant = Step::Grant {
+        object: object.clone(),
+        privileges: SCHEMA_PRIVILEGES.app.to_vec(),
+        to: names.app().to_owned(),
+    };
+    let seen_inside = observed.database.as_ref().and_then(|database: &SeenDatabase| database.inside.as_ref());
+    match seen_inside.map(|inside| &inside.public) {
+        // Made in this run or closed until now: everything, as the steps may be repeated.
+        None => {
+            steps.push(own);
+            steps.push(revoke(&object, None, &[]));
+            // Before the application may create anything beside them.
+            steps.extend(extensions);
+            steps.push(grant);
+        }
+        Some(None) => {
+            steps.push(Step::CreateSchema { schema: SCHEMA.to_owned(), owner: names.owner().to_owned() });
+            steps.extend(extensions);
+            steps.push(grant);
+        }
+        Some(Some(public)) => {
+            if public.owner != names.owner() {
+                steps.push(own);
+            }
+            let mut grants = Vec::new();
+            privileges(&mut grants, &object, names, &public.owner, &public.grants, &SCHEMA_PRIVILEGES);
+            let (given, taken): (Vec<_>, Vec<_>) =
+                grants.into_iter().partition(|step| matches!(step, Step::Grant { .. }));
+            steps.extend(taken);
+            steps.extend(extensions);
+            steps.extend(given);
+        }
+    }
+}
+
+/// Who may have what on an object.
+struct Privileges {
+    /// Exactly these for the application.
+    app: &'static [&'static str],
+    /// At most these for roles that are not of this system (backup, monitoring).
+    strangers: &'static [&'static str],
+}
+
+// No CREATE on the database: with it the application could install trusted extensions past the allow-list.
+const DATABASE_PRIVILEGES: Privileges =
+    Privileges { app: &["CONNECT", "TEMPORARY"], strangers: &["CONNECT", "TEMPORARY"] };
+const SCHEMA_PRIVILEGES: Privileges = Privileges { app: &["USAGE", "CREATE"], strangers: &["USAGE"] };
+/// All that exist on databases and schemas; what is revoked is one of these words.
+const KNOWN: [&str; 4] = ["CONNECT", "TEMPORARY", "CREATE", "USAGE"];
+
+fn privileges(
+    steps: &mut Vec<Step>,
+    object: &Object,
+    names: &Names,
+    seen_owner: &str,
+    grants: &[Grant],
+    rule: &Privileges,
+) {
+    // A change of owner hands the old owner's privileges to the new one.
+    let is_owner = |grantee: &str| grantee == names.owner() || grantee == seen_owner;
+    let of = |grantee: Option<&str>, privilege: &str| {
+        grants.iter().any(|grant| grant.grantee.as_deref() == grantee && grant.privilege == privilege)
+    };
+    if grants.iter().any(|grant| grant.grantee.is_none()) {
+        steps.push(revoke(object, None, &[]));
+    }
+    let grantees: BTreeSet<&str> = grants
+        .iter()
+        .filter_map(|grant| grant.grantee.as_deref())
+        .filter(|grantee| !is_owner(grantee))
+        .collect();
+    for grantee in grantees {
+        let mine = || grants.iter().filter(move |grant| grant.grantee.as_deref() == Some(grantee));
+        let is_app = grantee == names.app();
+        if !is_app && mine().any(|grant| tag::is_managed(grant.grantee_comment.as_deref())) {
+            // Another tenant's role.
+            steps.push(revoke(object, Some(grantee), &[]));
+            continue;
+        }
+        let allowed = if is_app { rule.app } else { rule.strangers };
+        let excess: Vec<&'static str> =
+            KNOWN.into_iter().filter(|word| of(Some(grantee), word) && !allowed.contains(word)).collect();
+        if !excess.is_empty() {
+            steps.push(revoke(object, Some(grantee), &excess));
+        }
+        if mine().any(|grant| grant.grantable && allowed.contains(&grant.privilege.as_str())) {
+            // Whatever was passed on goes with it.
+            steps.push(Step::Revoke {
+                object: object.clone(),
+                privileges: Vec::new(),
+                from: Some(grantee.to_owned()),
+                only_grant_option: true,
+            });
+        }
+    }
+    // An application role that used to own the object loses what it had as the owner.
+    let missing: Vec<&'static str> = rule
+        .app
+        .iter()
+        .copied()
+        .filter(|word| seen_owner == names.app() || !of(Some(names.app()), word))
+        .collect();
+    if !missing.is_empty() {
+        steps.push(Step::Grant { object: object.clone(), privileges: missing, to: names.app().to_owned() });
+    }
+}
+
+fn revoke(object: &Object, from: Option<&str>, privileges: &[&'static str]) -> Step {
+    Step::Revoke {
+        object: object.clone(),
+        privileges: privileges.to_vec(),
+        from: from.map(str::to_owned),
+        only_grant_option: false,
+    }
+}
+
+fn extensions(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem> {
+    let mut search = ExtensionSearch { desired, observed, done: BTreeSet::new(), steps: Vec::new() };
+    for name in &desired.extensions {
+        search.visit(name, None)?;
+    }
+    Ok(search.steps)
+}
+
+struct ExtensionSearch<'a> {
+    desired: &'a Desired,
+    observed: &'a Observed,
+    done: BTreeSet<&'a str>,
+    steps: Vec<Step>,
+}
+
+impl<'a> ExtensionSearch<'a> {
+    /// Puts an extension behind those that it needs.
+    fn visit(&mut self, name: &'a str, needed_by: Option<&str>) -> Result<(), Problem> {
+        if name == ALWAYS_INSTALLED || !self.done.insert(name) {
+            return Ok(());
+        }
+        if !self.desired.allowed_extensions.contains(name) {
+            let allowed: Vec<&str> = self.desired.allowed_extensions.iter().map(String::as_str).collect();
+            return Err(Problem::ExtensionNotAllowed {
+                extension: name.to_owned(),
+                needed_by: needed_by.map(|by| format!(", needed by \"{by}\",")).unwrap_or_default(),
+                allowed: if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") },
+            });
+        }
+        let inside = self.observed.database.as_ref().and_then(|database| database.inside.as_ref());
+        if inside.is_some_and(|inside| inside.extensions.contains_key(name)) {
+            return Ok(());
+        }
+        let Some(Available { schema, requires }) = self.observed.available.get(name) else {
+            return Err(Problem::ExtensionUnavailable { extension: name.to_owned() });
+        };
+        for required in requires {
+            self.visit(required, Some(name))?;
+        }
+        self.steps.push(Step::CreateExtension {
+            extension: name.to_owned(),
+            schema: schema.is_none().then(|| SCHEMA.to_owned()),
+        });
+        Ok(())
+    }
+}

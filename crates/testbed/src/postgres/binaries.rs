@@ -1,0 +1,288 @@
+//! Where the programs of PostgreSQL come from: what is installed, else the packages of the distribution, unpacked
+//! into the cache without installing anything, so that no service is left behind.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::dirs::{Dirs, create_dir};
+use crate::helper;
+use crate::lock::Lock;
+use crate::progress::Progress;
+
+/// Names the directory with the programs, or `debian` to unpack the packages although a server is installed.
+const VARIABLE: &str = "CONME_POSTGRES_BIN";
+
+/// The programs of PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Binaries {
+    /// Directory with `postgres`, `initdb`, `psql`.
+    pub bin: PathBuf,
+    /// For `LD_LIBRARY_PATH`, when they come from unpacked packages.
+    pub libraries: Option<PathBuf>,
+    /// The tree that was unpacked, which may be copied elsewhere as a whole.
+    pub tree: Option<PathBuf>,
+}
+
+impl Binaries {
+    /// Finds or unpacks them.
+    pub async fn ensure(dirs: &Dirs, progress: &Progress) -> Result<Self> {
+        let wish = std::env::var(VARIABLE).unwrap_or_default();
+        if wish != "debian" {
+            if !wish.is_empty() {
+                let bin = PathBuf::from(&wish);
+                return match installed(&bin) {
+                    Some(found) => Ok(found),
+                    None => bail!("{VARIABLE} is {wish}, but there is no postgres with its initdb in it"),
+                };
+            }
+            if let Some(found) = find_installed() {
+                return Ok(found);
+            }
+        }
+        unpack(dirs, progress).await
+    }
+
+    /// A command of PostgreSQL with a clean environment.
+    pub fn command(&self, program: &str, directory: &Path) -> crate::process::CommandSpec {
+        let spec = crate::process::CommandSpec::new(self.bin.join(program), directory).env("LC_ALL", "C");
+        match &self.libraries {
+            Some(libraries) => spec.env("LD_LIBRARY_PATH", libraries.to_string_lossy()),
+            None => spec,
+        }
+    }
+
+    /// For example `15.18`.
+    pub async fn version(&self) -> Result<String> {
+        let command = self.command("postgres", Path::new("/")).args(["--version"]).command();
+        let text = helper::run(command, "ask for the version of PostgreSQL").await?;
+        parse_version(&text).with_context(|| format!("PostgreSQL has no version in {text:?}"))
+    }
+
+    /// The same programs where another user can run them; copies the unpacked tree below `home` if need be.
+    pub async fn reachable(self, user: Option<&crate::process::RunAs>, home: &Path) -> Result<Self> {
+        if super::user::can_reach(&self.bin, user) {
+            return Ok(self);
+        }
+        let Some(tree) = &self.tree else {
+            bail!("the user of PostgreSQL cannot reach {}; name another directory with {VARIABLE}", self.bin.display());
+        };
+        let copy = home.join("programs");
+        if !copy.exists() {
+            let part = home.join("programs.part");
+            let mut command = Command::new("cp");
+            command.arg("-a").arg("--no-preserve=ownership").arg(tree).arg(&part);
+            helper::run(command, "copy the programs of PostgreSQL").await?;
+            std::fs::rename(&part, &copy)?;
+        }
+        let moved = |path: &Path| path.strip_prefix(tree).map(|rest| copy.join(rest));
+        let libraries = self.libraries.as_deref().map(moved).transpose()?;
+        Ok(Self { bin: moved(&self.bin)?, libraries, tree: Some(copy) })
+    }
+}
+
+fn parse_version(text: &str) -> Option<String> {
+    // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)"
+    let version = text.split_ascii_whitespace().nth(2)?;
+    version.starts_with(|c: char| c.is_ascii_digit()).then(|| version.to_owned())
+}
+
+fn installed(bin: &Path) -> Option<Binaries> {
+    let real = bin.join("postgres").canonicalize().ok()?;
+    let bin = real.parent()?.to_owned();
+    bin.join("initdb").is_file().then_some(Binaries { bin, libraries: None, tree: None })
+}
+
+fn find_installed() -> Option<Binaries> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).find_map(|dir| installed(&dir)).or_else(|| {
+        let mut versions: Vec<(u32, PathBuf)> = std::fs::read_dir("/usr/lib/postgresql")
+            .ok()?
+            .flatten()
+            .filter_map(|entry| Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin"))))
+            .collect();
+        versions.sort_unstable_by(|a, b| b.cmp(a));
+        versions.iter().find_map(|(_, bin)| installed(bin))
+    })
+}
+
+/// What to do when nothing works.
+const ADVICE: &str = "install the PostgreSQL server of your distribution (Debian: `apt-get install postgresql`), or name \
+                      the directory of its programs with CONME_POSTGRES_BIN";
+
+async fn unpack(dirs: &Dirs, progress: &Progress) -> Result<Binaries> {
+    let root = dirs.cache.join("postgresql");
+    create_dir(&root, 0o755)?;
+    if let Some(found) = unpacked(&root) {
+        return Ok(found);
+    }
+    let waiting = "  … another process unpacks PostgreSQL: waiting for it";
+    let _lock = Lock::acquire(&root.join(".lock"), waiting, progress).await?;
+    if let Some(found) = unpacked(&root) {
+        return Ok(found);
+    }
+    let step = progress.long_step("unpacking PostgreSQL from the packages of the distribution (nothing is installed)");
+    let apt = Apt { root: root.join("apt") };
+    let found = match download_and_unpack(&apt, &root, false).await {
+        Ok(found) => found,
+        // The lists of the system may be missing or too old; ours need no root.
+        Err(_) => download_and_unpack(&apt, &root, true)
+            .await
+            .with_context(|| format!("there is no PostgreSQL here and its packages cannot be fetched: {ADVICE}"))?,
+    };
+    step.done(&found.version().await?);
+    Ok(found)
+}
+
+/// The newest complete tree below `root`.
+fn unpacked(root: &Path) -> Option<Binaries> {
+    let mut trees: Vec<(u32, PathBuf)> = std::fs::read_dir(root)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| {
+            let major = entry.file_name().to_str()?.strip_prefix("debian-")?.parse().ok()?;
+            Some((major, entry.path()))
+        })
+        .collect();
+    trees.sort_unstable_by(|a, b| b.cmp(a));
+    trees.into_iter().find_map(|(major, tree)| in_tree(major, tree))
+}
+
+fn in_tree(major: u32, tree: PathBuf) -> Option<Binaries> {
+    let bin = tree.join(format!("usr/lib/postgresql/{major}/bin"));
+    if !bin.join("postgres").is_file() || !bin.join("initdb").is_file() {
+        return None;
+    }
+    let mut libraries = tree.join("usr/lib");
+    if let Some(multiarch) = std::fs::read_dir(&libraries)
+        .ok()?
+        .flatten()
+        .find(|entry| entry.file_name().to_string_lossy().ends_with("-linux-gnu"))
+    {
+        libraries = multiarch.path();
+    }
+    Some(Binaries { bin, libraries: Some(libraries), tree: Some(tree) })
+}
+
+/// apt, with lists and downloads of our own when asked for.
+struct Apt {
+    root: PathBuf,
+}
+
+impl Apt {
+    fn command(&self, program: &str, own_lists: bool) -> Command {
+        let mut command = Command::new(program);
+        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
+        // The user `_apt` could not write to a cache in somebody's home.
+        command.args(["-q", "-o", "APT::Sandbox::User=", "-o", "Debug::NoLocking=1"]);
+        command.arg("-o").arg(format!("Dir::Cache={}", self.root.join("cache").display()));
+        if own_lists {
+            command.arg("-o").arg(format!("Dir::State::Lists={}", self.root.join("lists").display()));
+        }
+        command
+    }
+}
+
+async fn download_and_unpack(apt: &Apt, root: &Path, own_lists: bool) -> Result<Binaries> {
+    for below in ["cache/archives/partial", "lists/partial"] {
+        create_dir(&apt.root.join(below), 0o755)?;
+    }
+    if own_lists {
+        let mut update = apt.command("apt-get", true);
+        update.arg("update");
+        helper::run(update, "fetch the lists of packages").await?;
+    }
+    let mut depends = apt.command("apt-cache", own_lists);
+    depends.args(["depends", "postgresql"]);
+    let depends = helper::run(depends, "find the PostgreSQL of the distribution").await?;
+    let major = major_of(&depends).context("the distribution has no package \"postgresql\"")?;
+    let (server, client) = (format!("postgresql-{major}"), format!("postgresql-client-{major}"));
+
+    let mut simulate = apt.command("apt-get", own_lists);
+    simulate.args(["-s", "--no-install-recommends", "install", &server, &client]);
+    let plan = helper::run(simulate, "find the libraries of PostgreSQL").await?;
+    let mut packages = needed(&plan);
+    for package in [server, client] {
+        if !packages.contains(&package) {
+            packages.push(package);
+        }
+    }
+
+    let work = tempfile::Builder::new().prefix(".unpack-").tempdir_in(root)?;
+    let mut download = apt.command("apt-get", own_lists);
+    download.current_dir(work.path()).arg("download").args(&packages);
+    helper::run(download, "download the packages of PostgreSQL").await?;
+    let tree = work.path().join("tree");
+    create_dir(&tree, 0o755)?;
+    for entry in std::fs::read_dir(work.path())?.flatten() {
+        if entry.path().extension().is_some_and(|extension| extension == "deb") {
+            let mut extract = Command::new("dpkg-deb");
+            extract.arg("-x").arg(entry.path()).arg(&tree);
+            helper::run(extract, "unpack a package of PostgreSQL").await?;
+        }
+    }
+    let target = root.join(format!("debian-{major}"));
+    if target.exists() {
+        std::fs::remove_dir_all(&target)?;
+    }
+    // Tried before it counts: a library may be missing.
+    let trial = in_tree(major, tree.clone()).context("the packages hold no PostgreSQL server")?;
+    trial.version().await?;
+    std::fs::rename(&tree, &target)?;
+    // Some megabytes of lists that nobody needs any more.
+    let _ = std::fs::remove_dir_all(&apt.root);
+    in_tree(major, target).context("the unpacked PostgreSQL is gone")
+}
+
+/// The major version that the package `postgresql` stands for.
+fn major_of(depends: &str) -> Option<u32> {
+    depends.lines().find_map(|line| line.trim().strip_prefix("Depends: postgresql-")?.parse().ok())
+}
+
+/// The packages that would be installed anew. Those that would only be upgraded are there already, and those that
+/// only make a service, or compile queries, are not needed.
+fn needed(plan: &str) -> Vec<String> {
+    const NOT: [&str; 8] = ["postgresql-common", "postgresql-client-common", "ssl-cert", "perl", "libperl", "libllvm", "libjson-perl", "lsb-"];
+    plan.lines()
+        .filter_map(|line| {
+            let rest = line.strip_prefix("Inst ")?;
+            let (name, rest) = rest.split_once(' ')?;
+            let upgrade = rest.starts_with('[');
+            let skip = upgrade || name.ends_with("-perl") || NOT.iter().any(|prefix| name.starts_with(prefix));
+            (!skip).then(|| name.to_owned())
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_a_number() {
+        let text = "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n";
+        assert_eq!(parse_version(text).as_deref(), Some("15.18"));
+        assert_eq!(parse_version("postgres"), None);
+    }
+
+    #[test]
+    fn the_distribution_says_which_major_version() {
+        assert_eq!(major_of("postgresql\n  Depends: postgresql-15\n  Suggests: postgresql-doc\n"), Some(15));
+        assert_eq!(major_of("postgresql\n"), None);
+    }
+
+    #[test]
+    fn only_new_libraries_and_the_server_are_fetched() {
+        let plan = "\
+Inst libpq5 [15.1] (15.2 Debian [amd64])
+Inst libicu72 (72.1 Debian [amd64])
+Inst libllvm14 (1 Debian [amd64])
+Inst postgresql-common (248 Debian [all])
+Inst libjson-perl (4 Debian [all])
+Inst postgresql-15 (15.2 Debian [amd64])
+Conf postgresql-15 (15.2 Debian [amd64])
+";
+        assert_eq!(needed(plan), ["libicu72", "postgresql-15"]);
+    }
+}
