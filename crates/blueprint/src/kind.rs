@@ -19,6 +19,7 @@ pub enum Kind {
     HorizontalPodAutoscaler,
     PodDisruptionBudget,
     Ingress,
+    Secret,
 }
 
 /// When an object may be written: everything of one wave before anything of the next.
@@ -33,7 +34,7 @@ pub enum Wave {
 }
 
 impl Kind {
-    /// Every kind.
+    /// Every kind that is watched. Secrets are not: that would need the right to read them all.
     pub const ALL: [Self; 13] = [
         Self::Namespace,
         Self::ResourceQuota,
@@ -59,6 +60,7 @@ impl Kind {
             | Self::ServiceAccount
             | Self::ConfigMap
             | Self::PersistentVolumeClaim
+            | Self::Secret
             | Self::Service => "",
             Self::NetworkPolicy | Self::Ingress => "networking.k8s.io",
             Self::RoleBinding => "rbac.authorization.k8s.io",
@@ -100,6 +102,7 @@ impl Kind {
             Self::HorizontalPodAutoscaler => "HorizontalPodAutoscaler",
             Self::PodDisruptionBudget => "PodDisruptionBudget",
             Self::Ingress => "Ingress",
+            Self::Secret => "Secret",
         }
     }
 
@@ -119,6 +122,7 @@ impl Kind {
             Self::HorizontalPodAutoscaler => "horizontalpodautoscalers",
             Self::PodDisruptionBudget => "poddisruptionbudgets",
             Self::Ingress => "ingresses",
+            Self::Secret => "secrets",
         }
     }
 
@@ -130,7 +134,7 @@ impl Kind {
 
     /// False for what may hold data of an administration: it is never deleted with its declaration.
     pub fn may_be_pruned(self) -> bool {
-        !matches!(self, Self::Namespace | Self::PersistentVolumeClaim)
+        !matches!(self, Self::Namespace | Self::PersistentVolumeClaim | Self::Secret)
     }
 
     /// True where the operator writes with rights that it holds in the whole cluster; elsewhere it writes with the
@@ -152,8 +156,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_lists_every_kind_once_in_order() {
+    fn all_lists_every_kind_but_secrets_once_in_order() {
         assert!(Kind::ALL.windows(2).all(|pair| pair[0] < pair[1]));
-        assert_eq!(Kind::ALL.len(), Kind::Ingress as usize + 1);
+        assert_eq!(Kind::ALL.len(), Kind::Secret as usize);
     }
 }

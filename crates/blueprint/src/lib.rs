@@ -19,6 +19,8 @@ pub mod quota;
 mod register;
 mod report;
 pub mod rights;
+#[cfg(test)]
+mod tests;
 mod text;
 mod validate;
 

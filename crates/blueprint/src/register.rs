@@ -136,6 +136,18 @@ impl Register {
         (senior.seniority.name != name).then_some(senior.seniority.name.as_str())
     }
 
+    /// The Comuni that lay claim to something.
+    pub fn claimants(&self, claim: &Claim) -> impl Iterator<Item = &str> {
+        self.holders.get(claim).into_iter().flatten().map(String::as_str)
+    }
+
+    /// Comuni that wait for room in the data centre.
+    pub fn waiting_for_room(&mut self) -> Vec<String> {
+        self.refresh();
+        let waiting = self.decisions.iter().filter(|(_, decision)| !decision.missing.is_empty());
+        waiting.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The decision on a Comune's admission. None: there is no data centre, or its totals are not known.
     pub fn decision(&mut self, name: &str) -> Option<&Decision> {
         self.refresh();

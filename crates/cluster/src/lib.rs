@@ -1,1 +1,15 @@
-//! placeholder
+//! Effects on Kubernetes: a bounded client, watches that feed an index, and the execution of plans. This crate
+//! decides nothing: what to do comes from `conme-blueprint`.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
+
+mod client;
+mod execute;
+mod index;
+pub mod lease;
+mod watch;
+
+pub use client::{CALL_TIMEOUT, Calls, Metrics, bounded_client, words};
+pub use execute::{Executor, Outcome};
+pub use index::{Index, Touched};
+pub use watch::{WatchHealth, watch_children, watch_own};

@@ -556,7 +556,7 @@ async fn only_one_operator_works_on_a_database() {
         let hold = |_: &Step| {
             if let Some((started, may_go_on)) = held.lock().unwrap().take() {
                 started.send(()).unwrap();
-                may_go_on.recv().unwrap();
+                tokio::task::block_in_place(|| may_go_on.recv().unwrap());
             }
             true
         };

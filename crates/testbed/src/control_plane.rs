@@ -183,7 +183,9 @@ impl ControlPlane<'_> {
 
     /// The clients of the API server: controller manager, scheduler, kwok. They listen nowhere.
     pub fn workers(&self) -> Vec<Program> {
-        let kubeconfig = |user: &str| format!("--kubeconfig={}", self.dir.join(format!("pki/{user}.kubeconfig")).display());
+        let kubeconfig = |user: &str| {
+            format!("--kubeconfig={}", self.dir.join(format!("pki/{user}.kubeconfig")).display())
+        };
         let manager = self.command("kube-controller-manager").args([
             kubeconfig("controller-manager"),
             "--secure-port=0".to_owned(),

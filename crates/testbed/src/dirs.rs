@@ -81,7 +81,8 @@ pub(crate) fn create_dir(path: &Path, mode: u32) -> Result<()> {
     if path.is_dir() {
         return Ok(());
     }
-    std::fs::create_dir_all(path).with_context(|| format!("cannot create the directory {}", path.display()))?;
+    std::fs::create_dir_all(path)
+        .with_context(|| format!("cannot create the directory {}", path.display()))?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("cannot set the mode of {}", path.display()))
 }

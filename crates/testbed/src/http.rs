@@ -36,9 +36,14 @@ impl Answer {
 impl Client {
     pub fn new(port: u16, ca: &Path, cert: &Path, key: &Path) -> Result<Self> {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_file(ca).with_context(|| format!("cannot read {}", ca.display()))?)?;
-        let chain = vec![CertificateDer::from_pem_file(cert).with_context(|| format!("cannot read {}", cert.display()))?];
-        let key = PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()))?;
+        roots.add(
+            CertificateDer::from_pem_file(ca).with_context(|| format!("cannot read {}", ca.display()))?,
+        )?;
+        let chain = vec![
+            CertificateDer::from_pem_file(cert).with_context(|| format!("cannot read {}", cert.display()))?,
+        ];
+        let key =
+            PrivateKeyDer::from_pem_file(key).with_context(|| format!("cannot read {}", key.display()))?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
@@ -48,7 +53,12 @@ impl Client {
     }
 
     /// One request on a connection of its own.
-    pub async fn request(&self, method: &'static str, path: &str, body: Option<serde_json::Value>) -> Result<Answer> {
+    pub async fn request(
+        &self,
+        method: &'static str,
+        path: &str,
+        body: Option<serde_json::Value>,
+    ) -> Result<Answer> {
         let (client, path) = (self.clone(), path.to_owned());
         tokio::task::spawn_blocking(move || client.blocking(method, &path, body.as_ref())).await?
     }
@@ -77,7 +87,10 @@ impl Client {
 }
 
 fn parse(raw: &[u8]) -> Result<Answer> {
-    let end = raw.windows(4).position(|window| window == b"\r\n\r\n").context("the answer has no end of its head")?;
+    let end = raw
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")
+        .context("the answer has no end of its head")?;
     let (head, body) = raw.split_at(end);
     let status = String::from_utf8_lossy(head)
         .split_ascii_whitespace()
@@ -85,7 +98,11 @@ fn parse(raw: &[u8]) -> Result<Answer> {
         .and_then(|code| code.parse().ok())
         .context("the answer has no status")?;
     let body = body.get(4..).unwrap_or_default().to_vec();
-    if (100..600).contains(&status) { Ok(Answer { status, body }) } else { bail!("the answer has the status {status}") }
+    if (100..600).contains(&status) {
+        Ok(Answer { status, body })
+    } else {
+        bail!("the answer has the status {status}")
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,14 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 /// A kubeconfig with one user, everything inline so that the file can be copied elsewhere.
-pub(crate) fn text(instance: &str, user: &str, server: &str, ca: &Path, cert: &Path, key: &Path) -> Result<String> {
+pub(crate) fn text(
+    instance: &str,
+    user: &str,
+    server: &str,
+    ca: &Path,
+    cert: &Path,
+    key: &Path,
+) -> Result<String> {
     let inline = |path: &Path| -> Result<String> {
         Ok(STANDARD.encode(std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?))
     };

@@ -30,6 +30,19 @@ pub use instance::{ClusterStatus, Condition, Ephemeral, Instance, ProgramStatus,
 pub use options::{Cluster, Hosts, Options};
 pub use postgres::ensure_postgres;
 pub use process::{CommandSpec, Identity, MEMBER_VARIABLE, Member, RunAs, Signal, members};
-pub use progress::{Progress, Step};
+pub use progress::{Progress, Step, complain};
 pub use state::{DatabaseEndpoint, ProgramKind};
 pub use tools::{Tools, version_of};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_takes_time_can_be_spawned() {
+        fn is_send<T: Send>(_: T) {}
+        let progress = Progress::silent();
+        is_send(Instance::up(Options::new("demo"), &progress));
+        is_send(Ephemeral::up(Options::new("demo"), &progress));
+    }
+}

@@ -50,7 +50,8 @@ impl Lock {
         }
         // The holder before us may have removed the file: then ours is one that nobody else will ever see.
         let ours = file.metadata()?;
-        let current = std::fs::metadata(path).is_ok_and(|now| now.ino() == ours.ino() && now.dev() == ours.dev());
+        let current =
+            std::fs::metadata(path).is_ok_and(|now| now.ino() == ours.ino() && now.dev() == ours.dev());
         Ok(current.then(|| Self { _file: file, path: path.to_owned() }))
     }
 

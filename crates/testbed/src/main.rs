@@ -7,20 +7,21 @@ mod cli;
 use std::process::ExitCode;
 
 use clap::Parser;
+use conme_testbed::complain;
 
 fn main() -> ExitCode {
     let args = cli::args::Args::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("error: cannot start: {error}");
+            complain(&format!("error: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
     match runtime.block_on(cli::commands::run(args)) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("error: {error:#}");
+            complain(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

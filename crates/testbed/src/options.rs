@@ -105,12 +105,17 @@ impl Options {
     pub(crate) fn check(&self) -> Result<()> {
         check_name(&self.name)?;
         if self.hosts.count > 5000 {
-            bail!("{} hosts are more than a control plane on one machine can simulate (5000)", self.hosts.count);
+            bail!(
+                "{} hosts are more than a control plane on one machine can simulate (5000)",
+                self.hosts.count
+            );
         }
         if self.postgres > 16 {
             bail!("{} PostgreSQL servers are too many for one machine (16)", self.postgres);
         }
-        if self.hosts.memory.is_empty() || !self.hosts.memory.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.') {
+        if self.hosts.memory.is_empty()
+            || !self.hosts.memory.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
+        {
             bail!("\"{}\" is not a quantity of memory such as 512Gi", self.hosts.memory);
         }
         match &self.cluster {

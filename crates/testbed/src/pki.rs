@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
-    SanType, date_time_ymd,
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType, date_time_ymd,
 };
 
 use crate::dirs::{create_dir, write_file};
@@ -40,7 +40,8 @@ impl Pki {
             write_file(&key_file, 0o600, key.serialize_pem().as_bytes())?;
             write_file(&cert_file, 0o644, cert.pem().as_bytes())?;
         }
-        let key = std::fs::read_to_string(&key_file).with_context(|| format!("cannot read {}", key_file.display()))?;
+        let key = std::fs::read_to_string(&key_file)
+            .with_context(|| format!("cannot read {}", key_file.display()))?;
         let key = KeyPair::from_pem(&key).context("the key of the authority is broken")?;
         // What it writes into the certificates follows from the name and the key, so its own need not be read.
         Ok(Self { dir: dir.to_owned(), issuer: Issuer::new(authority(instance)?, key) })
@@ -151,6 +152,9 @@ mod tests {
 
         let again = Pki::open(dir.path(), "demo").unwrap();
         again.issue("server", "localhost", None, Usage::Server).unwrap();
-        assert_eq!(before, (std::fs::read(again.ca()).unwrap(), std::fs::read(again.cert("server")).unwrap()));
+        assert_eq!(
+            before,
+            (std::fs::read(again.ca()).unwrap(), std::fs::read(again.cert("server")).unwrap())
+        );
     }
 }

@@ -114,7 +114,9 @@ impl Identity {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|stat| {
-            stat.start_ticks == self.start_ticks && !matches!(stat.state, b'Z' | b'X') && boot_id() == self.boot
+            stat.start_ticks == self.start_ticks
+                && !matches!(stat.state, b'Z' | b'X')
+                && boot_id() == self.boot
         })
     }
 
@@ -213,7 +215,8 @@ impl CommandSpec {
 
 /// Starts a program that goes on when we end; its output is appended to `log`.
 pub(crate) fn spawn(spec: &CommandSpec, member: &str, log: &Path) -> Result<Identity> {
-    let open = || -> std::io::Result<File> { OpenOptions::new().create(true).append(true).mode(0o600).open(log) };
+    let open =
+        || -> std::io::Result<File> { OpenOptions::new().create(true).append(true).mode(0o600).open(log) };
     let output = open().with_context(|| format!("cannot write the log {}", log.display()))?;
     let errors = output.try_clone()?;
     let mut note = output.try_clone()?;
@@ -293,11 +296,14 @@ pub fn members(member: &str, data_dirs: &[PathBuf]) -> Vec<Member> {
     let mark = format!("{MEMBER_VARIABLE}={member}");
     let mut found = Vec::new();
     for entry in entries.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
         if u32::try_from(pid) == Ok(own) {
             continue;
         }
-        let program = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default().trim().to_owned();
+        let program =
+            std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default().trim().to_owned();
         let marked = || {
             std::fs::read(entry.path().join("environ"))
                 .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|item| item == mark.as_bytes()))

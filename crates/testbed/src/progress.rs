@@ -1,6 +1,6 @@
 //! What a person sees while things are built and started.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -30,14 +30,18 @@ impl Progress {
     /// To the standard error: spinners on a terminal, else one line per step and a heartbeat for the long ones.
     #[must_use]
     pub fn stderr() -> Self {
-        if std::io::stderr().is_terminal() { Self(Mode::Terminal(MultiProgress::new())) } else { Self(Mode::Plain) }
+        if std::io::stderr().is_terminal() {
+            Self(Mode::Terminal(MultiProgress::new()))
+        } else {
+            Self(Mode::Plain)
+        }
     }
 
     /// One line of information.
     pub fn note(&self, text: &str) {
         match &self.0 {
             Mode::Silent => {}
-            Mode::Plain => eprintln!("{text}"),
+            Mode::Plain => complain(text),
             Mode::Terminal(bars) => {
                 // Only fails when the terminal is gone; there is nobody to tell then.
                 let _ = bars.println(text);
@@ -48,36 +52,46 @@ impl Progress {
     /// Begins a step that takes seconds.
     #[must_use]
     pub fn step(&self, text: &str) -> Step {
-        self.begin(text, false)
+        self.begin(text, None)
     }
 
-    /// Begins a step that may take minutes: announced at once, with a heartbeat.
+    /// Begins a step that may take minutes: announced at once, with what to expect, and with a heartbeat.
     #[must_use]
-    pub fn long_step(&self, text: &str) -> Step {
-        self.begin(text, true)
+    pub fn long_step(&self, text: &str, expect: &str) -> Step {
+        self.begin(text, Some(expect))
     }
 
-    fn begin(&self, text: &str, long: bool) -> Step {
+    fn begin(&self, text: &str, expect: Option<&str>) -> Step {
         let mut bar = None;
         let mut heartbeat = None;
         match &self.0 {
             Mode::Silent => {}
-            Mode::Plain if long => {
-                eprintln!("  … {text}");
-                heartbeat = Some(start_heartbeat(text.to_owned()));
+            Mode::Plain => {
+                if let Some(expect) = expect {
+                    complain(&format!("  … {text} ({expect})"));
+                    heartbeat = Some(start_heartbeat(text.to_owned()));
+                }
             }
-            Mode::Plain => {}
             Mode::Terminal(bars) => {
                 let spinner = bars.add(ProgressBar::new_spinner());
                 if let Ok(style) = ProgressStyle::with_template("  {spinner} {msg} {elapsed}") {
                     spinner.set_style(style);
                 }
-                spinner.set_message(text.to_owned());
+                spinner.set_message(match expect {
+                    Some(expect) => format!("{text} ({expect})"),
+                    None => text.to_owned(),
+                });
                 spinner.enable_steady_tick(Duration::from_millis(120));
                 bar = Some(spinner);
             }
         }
-        Step { progress: self.clone(), text: text.to_owned(), started: Instant::now(), bar, _heartbeat: heartbeat }
+        Step {
+            progress: self.clone(),
+            text: text.to_owned(),
+            started: Instant::now(),
+            bar,
+            _heartbeat: heartbeat,
+        }
     }
 }
 
@@ -114,12 +128,18 @@ impl Drop for Step {
     }
 }
 
+/// One line to the standard error. Unlike `eprintln!` it does not panic when nobody is there to read it, for example
+/// after the terminal was closed: what is to be tidied up then must be tidied up all the same.
+pub fn complain(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 fn start_heartbeat(text: String) -> Sender<()> {
     let (sender, receiver) = channel::<()>();
     let started = Instant::now();
     std::thread::spawn(move || {
         while receiver.recv_timeout(HEARTBEAT) == Err(RecvTimeoutError::Timeout) {
-            eprintln!("  … {text}: still at it after {} s", started.elapsed().as_secs());
+            complain(&format!("  … {text}: still at it after {} s", started.elapsed().as_secs()));
         }
     });
     sender

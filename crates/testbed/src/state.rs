@@ -31,7 +31,8 @@ pub enum ProgramKind {
 
 impl ProgramKind {
     /// In the order in which they are stopped.
-    pub(crate) const ORDER: [Self; 5] = [Self::Extra, Self::Worker, Self::ApiServer, Self::Etcd, Self::Postgres];
+    pub(crate) const ORDER: [Self; 5] =
+        [Self::Extra, Self::Worker, Self::ApiServer, Self::Etcd, Self::Postgres];
 
     pub(crate) fn stop_signal(self) -> Signal {
         // The fast shutdown of PostgreSQL; SIGTERM would wait for all clients to leave.
@@ -152,10 +153,14 @@ impl State {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
         };
-        let state: Self =
-            serde_json::from_slice(&text).with_context(|| format!("{} is not a state of this program", path.display()))?;
+        let state: Self = serde_json::from_slice(&text)
+            .with_context(|| format!("{} is not a state of this program", path.display()))?;
         if state.format != FORMAT {
-            bail!("{} was written by another version of this program (format {})", path.display(), state.format);
+            bail!(
+                "{} was written by another version of this program (format {})",
+                path.display(),
+                state.format
+            );
         }
         Ok(Some(state))
     }

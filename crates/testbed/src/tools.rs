@@ -106,8 +106,11 @@ impl Family {
     fn key(&self) -> Result<String> {
         let mut hash = blake3::Hasher::new();
         let flags = self.link_flags()?;
-        let programs: String = self.programs.iter().map(|(name, package)| format!("{name}={package}\n")).collect();
-        for part in [RECIPE, self.go_mod, self.go_sum, &flags, &programs, &STAGES.join("\n"), std::env::consts::ARCH] {
+        let programs: String =
+            self.programs.iter().map(|(name, package)| format!("{name}={package}\n")).collect();
+        for part in
+            [RECIPE, self.go_mod, self.go_sum, &flags, &programs, &STAGES.join("\n"), std::env::consts::ARCH]
+        {
             hash.update(&u64::try_from(part.len())?.to_le_bytes());
             hash.update(part.as_bytes());
         }
@@ -141,10 +144,8 @@ impl Family {
         }
         let names = self.programs.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
         let version = self.version()?;
-        let step = progress.long_step(&format!(
-            "building {names} {version} from source (about {} min the first time, then never again)",
-            self.cold_minutes.ceil()
-        ));
+        let expect = format!("takes about {} min the first time, then never again", self.cold_minutes.ceil());
+        let step = progress.long_step(&format!("building {names} {version} from source"), &expect);
         self.build(root, &dir).await?;
         step.done("");
         lock.remove();
@@ -161,8 +162,19 @@ impl Family {
         write_file(&module.join("go.sum"), 0o644, self.go_sum.as_bytes())?;
 
         let flags = self.link_flags()?;
+        // So that an interrupted build leaves nothing in the directory for temporary files of the system.
+        let temporary = work.path().join("temporary");
+        create_dir(&temporary, 0o755)?;
         let mut command = go(root, &module);
-        command.args(["build", "-trimpath", "-mod=readonly", "-buildvcs=false", "-ldflags", &flags, "-o"]);
+        command.env("GOTMPDIR", &temporary).args([
+            "build",
+            "-trimpath",
+            "-mod=readonly",
+            "-buildvcs=false",
+            "-ldflags",
+            &flags,
+            "-o",
+        ]);
         // One package may be called otherwise than its program; several get the names of their packages.
         match self.programs {
             [(name, _)] => command.arg(out.join(name)),
@@ -191,7 +203,8 @@ impl Family {
         }
         // A directory without all its files can only be a broken one from elsewhere.
         if dir.exists() {
-            std::fs::remove_dir_all(dir).with_context(|| format!("cannot remove the broken {}", dir.display()))?;
+            std::fs::remove_dir_all(dir)
+                .with_context(|| format!("cannot remove the broken {}", dir.display()))?;
         }
         std::fs::rename(&out, dir).with_context(|| format!("cannot create {}", dir.display()))
     }
@@ -228,10 +241,13 @@ async fn check_go(root: &Path) -> Result<()> {
     // An older one that may fetch another toolchain does so by itself, led by the go.mod.
     let mut command = go(root, root);
     command.args(["env", "GOTOOLCHAIN"]);
-    let fetches = helper::run(command, "ask for the toolchain of Go").await.is_ok_and(|value| value.trim() != "local");
+    let fetches =
+        helper::run(command, "ask for the toolchain of Go").await.is_ok_and(|value| value.trim() != "local");
     match go_version(found) {
         Some(version) if version >= GO || (fetches && version >= (1, 21)) => Ok(()),
-        _ => bail!("the programs of the local data centre are built with {wanted}, but `go` here is {found}: install a later one"),
+        _ => bail!(
+            "the programs of the local data centre are built with {wanted}, but `go` here is {found}: install a later one"
+        ),
     }
 }
 

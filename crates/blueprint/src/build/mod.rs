@@ -7,6 +7,7 @@ mod service;
 
 use std::collections::BTreeMap;
 
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 pub use access::{OPERATOR_ROLE, TENANT_ADMIN_ROLE, TENANT_VIEWER_ROLE};
 use conme_api::keys;
 pub use guards::hard;
@@ -135,6 +136,12 @@ pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &B
     if let Some(ca) = ca {
         data["ca.crt"] = json!(ca);
     }
+    let encoded: Value = data
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(key, value)| (key.clone(), json!(BASE64.encode(value.as_str().unwrap_or_default()))))
+        .collect();
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
@@ -148,6 +155,6 @@ pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &B
             },
         },
         "type": "servicebinding.io/postgresql",
-        "stringData": data,
+        "data": encoded,
     })
 }

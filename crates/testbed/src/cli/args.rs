@@ -11,7 +11,11 @@ use conme_testbed::Signal;
 /// Everything runs as ordinary processes on 127.0.0.1, without containers and without root. The first `up` builds the
 /// programs from source (about ten minutes on two processors; needs Go); later ones take a few seconds.
 #[derive(Debug, Parser)]
-#[command(name = "conme-testbed", version, max_term_width = 110, after_help = "\
+#[command(
+    name = "conme-testbed",
+    version,
+    max_term_width = 110,
+    after_help = "\
 Example:
   conme-testbed up
   eval \"$(conme-testbed env)\"
@@ -22,7 +26,8 @@ Environment:
   CONME_TESTBED_NAME   the instance when --name is not given
   CONME_STATE_DIR      parent of the instances (default $XDG_STATE_HOME/conme or ~/.local/state/conme)
   CONME_CACHE_DIR      built programs (default $XDG_CACHE_HOME/conme or ~/.cache/conme)
-  CONME_POSTGRES_BIN   directory with the PostgreSQL programs, or \"debian\" to unpack those of the distribution")]
+  CONME_POSTGRES_BIN   directory with the PostgreSQL programs, or \"debian\" to unpack those of the distribution"
+)]
 pub(crate) struct Args {
     /// The instance to work on [default: demo]
     #[arg(short, long, global = true, env = "CONME_TESTBED_NAME", hide_env = true)]
@@ -42,7 +47,9 @@ pub(crate) struct Args {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Build or find all programs without starting anything
-    #[command(after_help = "Example:\n  conme-testbed build    # once per machine; `up` does it too when needed")]
+    #[command(
+        after_help = "Example:\n  conme-testbed build    # once per machine; `up` does it too when needed"
+    )]
     Build,
     /// Start the instance and wait until it is of use; does nothing when it runs already
     #[command(after_help = "\
@@ -96,7 +103,9 @@ Example:
   eval \"$(conme-testbed env)\"")]
     Env,
     /// Print the logs of one program or of all
-    #[command(after_help = "Examples:\n  conme-testbed logs kube-apiserver --tail 50\n  conme-testbed logs -f operator")]
+    #[command(
+        after_help = "Examples:\n  conme-testbed logs kube-apiserver --tail 50\n  conme-testbed logs -f operator"
+    )]
     Logs {
         /// The program, as `status` names it; all when not given
         program: Option<String>,
@@ -157,7 +166,9 @@ Example:
         command: Vec<String>,
     },
     /// Print a completion script
-    #[command(after_help = "Example:\n  conme-testbed completion bash > ~/.local/share/bash-completion/completions/conme-testbed")]
+    #[command(
+        after_help = "Example:\n  conme-testbed completion bash > ~/.local/share/bash-completion/completions/conme-testbed"
+    )]
     Completion {
         /// For which shell
         shell: Shell,

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
-use conme_testbed::{Cluster, CommandSpec, Condition, Dirs, Instance, Options, Progress, Signal, Tools, ensure_postgres};
+use conme_testbed::{
+    Cluster, CommandSpec, Condition, Dirs, Instance, Options, Progress, Signal, Tools, ensure_postgres,
+};
 
 use super::args::{Args, Command, Output, UpArgs};
 use super::signals::{Outcome, interruptible};
@@ -36,7 +38,8 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             let work = async {
                 Tools::ensure(&dirs, &progress).await?;
                 let postgres = ensure_postgres(&dirs, &progress).await?;
-                progress.note(&format!("all programs are in {}; PostgreSQL is {postgres}", dirs.cache.display()));
+                progress
+                    .note(&format!("all programs are in {}; PostgreSQL is {postgres}", dirs.cache.display()));
                 Ok(0)
             };
             code(interruptible(work).await?)
@@ -45,7 +48,8 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             let options = options(&dirs, &name, &up)?;
             let work = async {
                 let instance = Instance::up(options, &progress).await?;
-                progress.note(&format!("use it with: eval \"$(conme-testbed --name {} env)\"", instance.name()));
+                progress
+                    .note(&format!("use it with: eval \"$(conme-testbed --name {} env)\"", instance.name()));
                 Ok(0)
             };
             code(interruptible(work).await?)
@@ -66,7 +70,9 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             print(&match output {
                 Output::Table => table::status(&status),
                 Output::Json => serde_json::to_string_pretty(&status)? + "\n",
-                Output::Yaml => serde_saphyr::to_string(&status).context("cannot print the status as YAML")?,
+                Output::Yaml => {
+                    serde_saphyr::to_string(&status).context("cannot print the status as YAML")?
+                }
             })?;
             Ok(if status.condition == Condition::Running { 0 } else { NOT_RUNNING })
         }
@@ -92,7 +98,10 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             for (key, value) in run::variables(&instance)? {
                 text.push_str(&format!("export {key}={}\n", quoted(&value)));
             }
-            text.push_str(&format!("export PATH={}:\"$PATH\"\n", quoted(&instance.bin_dir().to_string_lossy())));
+            text.push_str(&format!(
+                "export PATH={}:\"$PATH\"\n",
+                quoted(&instance.bin_dir().to_string_lossy())
+            ));
             print(&text)?;
             Ok(0)
         }
@@ -191,7 +200,8 @@ async fn start(
         progress.note(&format!("{program} runs; its log is {}", instance.log(program).display()));
         return Ok(0);
     };
-    let mut spec = CommandSpec::new(find_executable(executable)?, std::env::current_dir()?).args(arguments.to_vec());
+    let mut spec =
+        CommandSpec::new(find_executable(executable)?, std::env::current_dir()?).args(arguments.to_vec());
     spec.inherit_env = true;
     spec.env = env.into_iter().collect();
     let process = instance.start(program, spec).await?;
@@ -202,7 +212,11 @@ async fn start(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    progress.note(&format!("{program} runs as process {}; its log is {}", process.pid, instance.log(program).display()));
+    progress.note(&format!(
+        "{program} runs as process {}; its log is {}",
+        process.pid,
+        instance.log(program).display()
+    ));
     Ok(0)
 }
 
@@ -240,6 +254,9 @@ mod tests {
         let dirs = Dirs { state: dir.path().into(), cache: dir.path().into() };
         let up = UpArgs { nodes: Some(3), durable: true, ..UpArgs::default() };
         let options = options(&dirs, "demo", &up).unwrap();
-        assert_eq!((options.hosts.count, options.hosts.cores, options.postgres, options.fast), (3, 64, 1, false));
+        assert_eq!(
+            (options.hosts.count, options.hosts.cores, options.postgres, options.fast),
+            (3, 64, 1, false)
+        );
     }
 }

@@ -20,7 +20,12 @@ struct Log {
 }
 
 /// Prints the last `tail` lines, and with `follow` whatever is added, until the reader has had enough.
-pub(crate) async fn print(instance: &Instance, program: Option<&str>, follow: bool, tail: usize) -> Result<()> {
+pub(crate) async fn print(
+    instance: &Instance,
+    program: Option<&str>,
+    follow: bool,
+    tail: usize,
+) -> Result<()> {
     let mut names: Vec<String> = std::fs::read_dir(instance.log_dir())
         .context("there are no logs")?
         .flatten()
@@ -46,7 +51,10 @@ pub(crate) async fn print(instance: &Instance, program: Option<&str>, follow: bo
             return Ok(());
         }
     }
-    while follow {
+    if !follow {
+        return Ok(());
+    }
+    loop {
         tokio::time::sleep(INTERVAL).await;
         for log in &mut logs {
             let lines = log.read()?;
@@ -55,7 +63,6 @@ pub(crate) async fn print(instance: &Instance, program: Option<&str>, follow: bo
             }
         }
     }
-    Ok(())
 }
 
 impl Log {

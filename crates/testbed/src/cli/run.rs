@@ -12,7 +12,12 @@ use super::signals::{Outcome, Signals, interruptible};
 /// How long the command may take to end after it was told to.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-pub(crate) async fn run(options: Options, dirs: &Dirs, command: &[String], progress: &Progress) -> Result<u8> {
+pub(crate) async fn run(
+    options: Options,
+    dirs: &Dirs,
+    command: &[String],
+    progress: &Progress,
+) -> Result<u8> {
     let instance = match interruptible(Ephemeral::up(options, progress)).await? {
         Outcome::Done(instance) => instance,
         Outcome::Interrupted(number) => return Ok(128 + number),

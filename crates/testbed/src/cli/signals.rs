@@ -3,6 +3,7 @@
 use std::future::Future;
 
 use anyhow::{Context, Result};
+use conme_testbed::complain;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that ask this program to end.
@@ -46,7 +47,7 @@ pub(crate) async fn interruptible<T>(work: impl Future<Output = Result<T>>) -> R
     tokio::select! {
         result = &mut work => Ok(Outcome::Done(result?)),
         number = signals.next() => {
-            eprintln!("interrupted: stopping what was started");
+            complain("interrupted: stopping what was started");
             drop(work);
             Ok(Outcome::Interrupted(number))
         }

@@ -8,7 +8,7 @@ use super::Instance;
 use crate::lock::Lock;
 use crate::postgres::user;
 use crate::process::{Member, POLL, Signal, Victim, end, members};
-use crate::progress::Progress;
+use crate::progress::{Progress, complain};
 use crate::state::{Program, ProgramKind, State};
 
 /// What a stop has done.
@@ -39,7 +39,9 @@ impl Instance {
         let detail = match (stopped.programs, stopped.killed.as_slice()) {
             (0, _) => "nothing ran".to_owned(),
             (count, []) => format!("{count} programs ended, no process is left"),
-            (count, killed) => format!("{count} programs ended ({} killed), no process is left", killed.join(", ")),
+            (count, killed) => {
+                format!("{count} programs ended ({} killed), no process is left", killed.join(", "))
+            }
         };
         step.done(&detail);
         if purge {
@@ -154,7 +156,7 @@ impl Drop for Rollback {
         if let Some(instance) = &self.0
             && let Err(error) = stop_everything(instance)
         {
-            eprintln!("cannot stop what was started of \"{}\": {error:#}", instance.name);
+            complain(&format!("cannot stop what was started of \"{}\": {error:#}", instance.name));
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::dirs::Dirs;
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::process::Identity;
-use crate::progress::Progress;
+use crate::progress::{Progress, complain};
 use crate::state::State;
 
 /// An instance that is stopped and removed when this is dropped (which blocks for a second or two).
@@ -79,7 +79,7 @@ impl Drop for Ephemeral {
             return;
         }
         if let Err(error) = self.instance.purge_blocking() {
-            eprintln!("cannot remove the instance \"{}\": {error:#}", self.instance.name);
+            complain(&format!("cannot remove the instance \"{}\": {error:#}", self.instance.name));
         }
     }
 }

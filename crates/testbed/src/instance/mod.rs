@@ -156,7 +156,11 @@ impl Instance {
     pub(crate) fn state(&self) -> Result<State> {
         match State::load(&self.layout().state())? {
             Some(state) => Ok(state),
-            None => bail!("there is no instance \"{}\" (in {}); `up` makes one", self.name, self.dirs.state.display()),
+            None => bail!(
+                "there is no instance \"{}\" (in {}); `up` makes one",
+                self.name,
+                self.dirs.state.display()
+            ),
         }
     }
 

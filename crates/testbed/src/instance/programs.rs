@@ -41,7 +41,10 @@ impl Instance {
             }
         }
         if let Ok(kubeconfig) = self.kubeconfig() {
-            command.env.entry("KUBECONFIG".into()).or_insert_with(|| kubeconfig.to_string_lossy().into_owned());
+            command
+                .env
+                .entry("KUBECONFIG".into())
+                .or_insert_with(|| kubeconfig.to_string_lossy().into_owned());
         }
         let path = command.inherit_env.then(|| std::env::var("PATH").ok()).flatten();
         let path = path.unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());

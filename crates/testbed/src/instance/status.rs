@@ -94,8 +94,12 @@ impl Instance {
     /// When the instance is gone.
     pub async fn status(&self) -> Result<Status> {
         let state = self.state()?;
-        let mut missing: Vec<String> =
-            state.programs.iter().filter(|program| program.is_missing()).map(|program| program.name.clone()).collect();
+        let mut missing: Vec<String> = state
+            .programs
+            .iter()
+            .filter(|program| program.is_missing())
+            .map(|program| program.name.clone())
+            .collect();
         let api_server = state.programs.iter().find(|program| program.kind == ProgramKind::ApiServer);
         if let Some(program) = api_server.filter(|program| program.is_alive()) {
             let answer = tokio::time::timeout(Duration::from_secs(3), self.api_is_ready(program.port)).await;

@@ -108,7 +108,10 @@ async fn stop_leftovers(instance: &Instance, progress: &Progress) -> Result<()> 
     let copy = instance.clone();
     let stopped = tokio::task::spawn_blocking(move || stop_everything(&copy)).await??;
     if stopped.programs > 0 {
-        progress.note(&format!("  stopped {} programs that were left of \"{}\"", stopped.programs, instance.name));
+        progress.note(&format!(
+            "  stopped {} programs that were left of \"{}\"",
+            stopped.programs, instance.name
+        ));
     }
     Ok(())
 }
@@ -164,7 +167,9 @@ impl Recorder<'_> {
         for attempt in 1.. {
             let log_from = log_length(&log);
             let program = self.spawn(make(port)?)?;
-            let Err(error) = self.instance.wait_until_ready(&program, log_from).await else { return Ok(program) };
+            let Err(error) = self.instance.wait_until_ready(&program, log_from).await else {
+                return Ok(program);
+            };
             // Another process may have taken the port since we looked.
             let said = log_since(&log, log_from).unwrap_or_default().to_ascii_lowercase();
             if program.is_alive() || attempt >= ATTEMPTS || !said.contains("address already in use") {
@@ -195,7 +200,8 @@ async fn control_plane(recorder: &Recorder<'_>, pki: &Pki, tools: &Tools, progre
     step.done(&format!("https://127.0.0.1:{port}"));
 
     let step = progress.step("controllers, scheduler and simulated hosts");
-    let workers = plane.workers().into_iter().map(|program| recorder.spawn(program)).collect::<Result<Vec<_>>>()?;
+    let workers =
+        plane.workers().into_iter().map(|program| recorder.spawn(program)).collect::<Result<Vec<_>>>()?;
     let api = instance.api(port)?;
     let bodies = (1..=hosts.count).map(|number| node(number, &hosts));
     stream::iter(bodies)
@@ -205,7 +211,11 @@ async fn control_plane(recorder: &Recorder<'_>, pki: &Pki, tools: &Tools, progre
                 let answer = api.request("POST", "/api/v1/nodes", Some(body)).await?;
                 // It may be there from before.
                 if answer.status != 201 && answer.status != 409 {
-                    bail!("cannot create a host: {} {}", answer.status, String::from_utf8_lossy(&answer.body));
+                    bail!(
+                        "cannot create a host: {} {}",
+                        answer.status,
+                        String::from_utf8_lossy(&answer.body)
+                    );
                 }
                 Ok(())
             }
@@ -220,14 +230,21 @@ async fn control_plane(recorder: &Recorder<'_>, pki: &Pki, tools: &Tools, progre
             instance.wait_until_ready(worker, 0).await?;
         }
         let nodes = api.request("GET", "/api/v1/nodes?resourceVersion=0", None).await?.json()?;
-        let ready = nodes["items"].as_array().map_or(0, |items| items.iter().filter(|item| is_schedulable(item)).count());
+        let ready = nodes["items"]
+            .as_array()
+            .map_or(0, |items| items.iter().filter(|item| is_schedulable(item)).count());
         // Pods cannot be created in a namespace before its service account exists.
         let account = api.request("GET", "/api/v1/namespaces/default/serviceaccounts/default", None).await?;
         if ready >= hosts.count && account.status == 200 {
             break;
         }
         if begin.elapsed() > READY_LIMIT {
-            bail!("only {ready} of {} hosts are ready after {} s; see {}", hosts.count, READY_LIMIT.as_secs(), instance.log("kwok").display());
+            bail!(
+                "only {ready} of {} hosts are ready after {} s; see {}",
+                hosts.count,
+                READY_LIMIT.as_secs(),
+                instance.log("kwok").display()
+            );
         }
         tokio::time::sleep(POLL.max(Duration::from_millis(100))).await;
     }
@@ -235,12 +252,18 @@ async fn control_plane(recorder: &Recorder<'_>, pki: &Pki, tools: &Tools, progre
     Ok(())
 }
 
-async fn databases(recorder: &Recorder<'_>, pki: &Pki, binaries: Binaries, progress: &Progress) -> Result<()> {
+async fn databases(
+    recorder: &Recorder<'_>,
+    pki: &Pki,
+    binaries: Binaries,
+    progress: &Progress,
+) -> Result<()> {
     let instance = recorder.instance;
     let layout = instance.layout();
-    let (count, fast, home) = {
+    let (count, fast, member, home) = {
         let state = recorder.state();
-        (state.options.postgres, state.options.fast, state.postgres.as_ref().map(|postgres| postgres.dir.clone()))
+        let home = state.postgres.as_ref().map(|postgres| postgres.dir.clone());
+        (state.options.postgres, state.options.fast, state.id.clone(), home)
     };
     let step = progress.step(&format!("PostgreSQL ({count} on the loopback interface, TLS only)"));
     let run_as = user::choose()?;
@@ -258,7 +281,8 @@ async fn databases(recorder: &Recorder<'_>, pki: &Pki, binaries: Binaries, progr
     let version = binaries.version().await?;
     link_postgres(&layout.bin(), &binaries)?;
     let secrets = layout.secrets();
-    let common = Common { binaries: &binaries, run_as, home: &home, secrets: &secrets, pki, fast };
+    let common =
+        Common { binaries: &binaries, run_as, home: &home, secrets: &secrets, pki, member: &member, fast };
 
     try_join_all((1..=count).map(|number| {
         let (common, version) = (&common, &version);
@@ -300,7 +324,8 @@ fn write_pgpass(path: &Path, endpoints: &[DatabaseEndpoint]) -> Result<()> {
     let mut text = String::new();
     for endpoint in endpoints {
         let file = &endpoint.admin_password_file;
-        let password = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let password =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
         text.push_str(&format!("{}:{}:*:{}:{password}\n", endpoint.host, endpoint.port, endpoint.admin_user));
     }
     write_file(path, 0o600, text.as_bytes())

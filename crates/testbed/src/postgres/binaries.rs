@@ -66,7 +66,10 @@ impl Binaries {
             return Ok(self);
         }
         let Some(tree) = &self.tree else {
-            bail!("the user of PostgreSQL cannot reach {}; name another directory with {VARIABLE}", self.bin.display());
+            bail!(
+                "the user of PostgreSQL cannot reach {}; name another directory with {VARIABLE}",
+                self.bin.display()
+            );
         };
         let copy = home.join("programs");
         if !copy.exists() {
@@ -122,14 +125,15 @@ async fn unpack(dirs: &Dirs, progress: &Progress) -> Result<Binaries> {
     if let Some(found) = unpacked(&root) {
         return Ok(found);
     }
-    let step = progress.long_step("unpacking PostgreSQL from the packages of the distribution (nothing is installed)");
+    let step = progress
+        .long_step("unpacking PostgreSQL from the packages of the distribution", "nothing is installed");
     let apt = Apt { root: root.join("apt") };
     let found = match download_and_unpack(&apt, &root, false).await {
         Ok(found) => found,
         // The lists of the system may be missing or too old; ours need no root.
-        Err(_) => download_and_unpack(&apt, &root, true)
-            .await
-            .with_context(|| format!("there is no PostgreSQL here and its packages cannot be fetched: {ADVICE}"))?,
+        Err(_) => download_and_unpack(&apt, &root, true).await.with_context(|| {
+            format!("there is no PostgreSQL here and its packages cannot be fetched: {ADVICE}")
+        })?,
     };
     step.done(&found.version().await?);
     Ok(found)
@@ -222,6 +226,13 @@ async fn download_and_unpack(apt: &Apt, root: &Path, own_lists: bool) -> Result<
             helper::run(extract, "unpack a package of PostgreSQL").await?;
         }
     }
+    // Some packages put their libraries below /lib, which is the same directory only in an installed system.
+    let top = tree.join("lib");
+    if top.is_dir() {
+        let mut merge = Command::new("cp");
+        merge.arg("-a").arg(top.join(".")).arg(tree.join("usr/lib"));
+        helper::run(merge, "merge the libraries of PostgreSQL").await?;
+    }
     let target = root.join(format!("debian-{major}"));
     if target.exists() {
         std::fs::remove_dir_all(&target)?;
@@ -243,13 +254,23 @@ fn major_of(depends: &str) -> Option<u32> {
 /// The packages that would be installed anew. Those that would only be upgraded are there already, and those that
 /// only make a service, or compile queries, are not needed.
 fn needed(plan: &str) -> Vec<String> {
-    const NOT: [&str; 8] = ["postgresql-common", "postgresql-client-common", "ssl-cert", "perl", "libperl", "libllvm", "libjson-perl", "lsb-"];
+    const NOT: [&str; 8] = [
+        "postgresql-common",
+        "postgresql-client-common",
+        "ssl-cert",
+        "perl",
+        "libperl",
+        "libllvm",
+        "libjson-perl",
+        "lsb-",
+    ];
     plan.lines()
         .filter_map(|line| {
             let rest = line.strip_prefix("Inst ")?;
             let (name, rest) = rest.split_once(' ')?;
             let upgrade = rest.starts_with('[');
-            let skip = upgrade || name.ends_with("-perl") || NOT.iter().any(|prefix| name.starts_with(prefix));
+            let skip =
+                upgrade || name.ends_with("-perl") || NOT.iter().any(|prefix| name.starts_with(prefix));
             (!skip).then(|| name.to_owned())
         })
         .collect()

@@ -9,7 +9,7 @@ use super::user;
 use crate::dirs::{create_dir, random_hex, write_file};
 use crate::helper;
 use crate::pki::{Pki, Usage};
-use crate::process::{CommandSpec, RunAs};
+use crate::process::{CommandSpec, MEMBER_VARIABLE, RunAs};
 
 /// The superuser of every server.
 pub(crate) const ADMIN: &str = "conme_admin";
@@ -28,6 +28,8 @@ pub(crate) struct Common<'a> {
     /// Directory of the password files.
     pub secrets: &'a Path,
     pub pki: &'a Pki,
+    /// Mark of the instance.
+    pub member: &'a str,
     pub fast: bool,
 }
 
@@ -92,7 +94,8 @@ impl Server {
         let mut result = Ok(());
         for locale in ["--locale=C.UTF-8", "--no-locale"] {
             if part.exists() {
-                std::fs::remove_dir_all(&part).with_context(|| format!("cannot remove {}", part.display()))?;
+                std::fs::remove_dir_all(&part)
+                    .with_context(|| format!("cannot remove {}", part.display()))?;
             }
             let mut spec = common.binaries.command("initdb", dir).args([
                 "--pgdata",
@@ -108,7 +111,11 @@ impl Server {
                 locale,
             ]);
             spec.run_as = common.run_as.cloned();
-            result = helper::run(spec.command(), &format!("create the data directory of {}", self.name)).await.map(drop);
+            // If we are killed meanwhile, `down` finds it.
+            spec = spec.env(MEMBER_VARIABLE, common.member);
+            result = helper::run(spec.command(), &format!("create the data directory of {}", self.name))
+                .await
+                .map(drop);
             if result.is_ok() {
                 std::fs::rename(&part, &self.data)?;
                 break;
@@ -119,7 +126,8 @@ impl Server {
 
     fn configure(&self, common: &Common<'_>) -> Result<()> {
         common.pki.issue(&self.name, "localhost", None, Usage::Server)?;
-        let read = |path: PathBuf| std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
+        let read =
+            |path: PathBuf| std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()));
         let mut files = vec![
             ("server.crt", read(common.pki.cert(&self.name))?),
             ("server.key", read(common.pki.key(&self.name))?),
@@ -143,7 +151,8 @@ impl Server {
     /// How it is started.
     pub fn command(&self, common: &Common<'_>, port: u16) -> CommandSpec {
         let data = self.data.to_string_lossy();
-        let mut spec = common.binaries.command("postgres", &self.data).args(["-D", &data, "-p", &port.to_string()]);
+        let mut spec =
+            common.binaries.command("postgres", &self.data).args(["-D", &data, "-p", &port.to_string()]);
         spec.run_as = common.run_as.cloned();
         spec
     }

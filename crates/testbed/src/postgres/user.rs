@@ -66,7 +66,8 @@ const OUTSIDE_PREFIX: &str = "conme-";
 /// Removes what [`make_home`] has made, and nothing else.
 pub(crate) fn remove_home(home: &Path, instance_dir: &Path) -> Result<()> {
     let named = home.file_name().is_some_and(|name| name.to_string_lossy().starts_with(OUTSIDE_PREFIX));
-    let outside = named && home.parent().is_some_and(|parent| parent == Path::new("/var/tmp") || parent == Path::new("/tmp"));
+    let outside = named
+        && home.parent().is_some_and(|parent| parent == Path::new("/var/tmp") || parent == Path::new("/tmp"));
     if !outside && !home.starts_with(instance_dir) {
         bail!("{} was not made by this program", home.display());
     }
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn a_closed_parent_cannot_be_passed() {
         let dir = tempfile::tempdir().unwrap();
-        // A temporary directory has the mode 0700 and is ours.
+        std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o700)).unwrap();
         let stranger = RunAs { uid: 65_533, gid: 65_533 };
         assert!(!can_reach(dir.path(), Some(&stranger)));
         assert!(can_reach(dir.path(), None));

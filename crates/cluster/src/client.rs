@@ -1,0 +1,85 @@
+//! A client whose calls always end, and errors in words.
+
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kube::{Client, Config};
+
+/// The longest that one call may take.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// What a caller wants to know of every call.
+pub trait Metrics: Send + Sync {
+    /// A call has ended: HTTP method, status code (0 when there was no answer), time taken.
+    fn call(&self, method: &'static str, code: u16, took: Duration);
+}
+
+/// Makes calls that end in time and are counted.
+#[derive(Clone)]
+pub struct Calls {
+    metrics: Arc<dyn Metrics>,
+}
+
+impl Calls {
+    /// Counts with `metrics`.
+    pub fn new(metrics: Arc<dyn Metrics>) -> Self {
+        Self { metrics }
+    }
+
+    /// Makes one call.
+    ///
+    /// # Errors
+    /// What the call itself answers, or a status 504 when it took longer than [`CALL_TIMEOUT`].
+    pub async fn make<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> kube::Result<T> {
+        let begin = Instant::now();
+        let result = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| {
+            let message = format!("the API server gave no answer within {} s", CALL_TIMEOUT.as_secs());
+            Err(kube::Error::Api(Box::new(kube::core::Status::failure(&message, "Timeout").with_code(504))))
+        });
+        let code = match &result {
+            Ok(_) => 200,
+            Err(kube::Error::Api(status)) => status.code,
+            Err(_) => 0,
+        };
+        self.metrics.call(method, code, begin.elapsed());
+        result
+    }
+}
+
+/// A client that never waits in silence: no hidden retries; whoever calls decides what to do next.
+///
+/// # Errors
+/// When the configuration cannot be used, such as certificates that do not parse.
+pub fn bounded_client(mut config: Config) -> kube::Result<Client> {
+    config.default_retry = false;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    Client::try_from(config)
+}
+
+/// An error of the API server in words, without the repetitions that the API adds.
+pub fn words(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("status {} {}", status.code, status.reason),
+        other => {
+            let mut text = other.to_string();
+            let mut source = std::error::Error::source(other);
+            while let Some(cause) = source {
+                let cause_text = cause.to_string();
+                if !text.contains(&cause_text) {
+                    text.push_str(": ");
+                    text.push_str(&cause_text);
+                }
+                source = cause.source();
+            }
+            text
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! Carries out plans: every call of a wave at once, one wave after the other.
+
+use std::{
+    future::Future,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use conme_api::keys;
+use conme_blueprint::{Action, ChildRef, Failure, Kind, Plan, child};
+use futures::{StreamExt, stream::FuturesUnordered};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy, ValidationDirective},
+};
+use serde_json::{Value, json};
+use tokio::sync::Semaphore;
+
+use crate::{client::{Calls, words}, index::Index};
+
+/// How long the API server may take to learn of a RoleBinding that was just written.
+const BINDING_DELAY: Duration = Duration::from_secs(5);
+
+/// What came of a plan.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Calls that failed. Those of later waves were not made then.
+    pub failures: Vec<Failure>,
+    /// Children that somebody else had changed and that are as they should be again.
+    pub repaired: Vec<ChildRef>,
+    /// Number of calls that changed something.
+    pub changed: usize,
+}
+
+/// Carries out plans with a bounded number of calls at once.
+#[derive(Clone)]
+pub struct Executor {
+    client: Client,
+    calls: Calls,
+    slots: Arc<Semaphore>,
+    index: Arc<Mutex<Index>>,
+}
+
+impl Executor {
+    /// `slots` is the number of calls that may be under way at the same time.
+    pub fn new(client: Client, calls: Calls, slots: usize, index: Arc<Mutex<Index>>) -> Self {
+        Self { client, calls, slots: Arc::new(Semaphore::new(slots)), index }
+    }
+
+    /// Carries out a plan wave by wave. Within a wave every call is made, whatever becomes of the others; a wave
+    /// with a failure is the last.
+    pub async fn execute(&self, plan: &Plan) -> Outcome {
+        let mut outcome = Outcome::default();
+        for actions in plan.waves.values() {
+            let mut calls: FuturesUnordered<_> = actions.iter().map(|action| self.act(action)).collect();
+            while let Some((action, result)) = calls.next().await {
+                match result {
+                    Ok(()) => {
+                        outcome.changed += 1;
+                        if matches!(action, Action::Apply { repair: true, .. }) {
+                            outcome.repaired.push(action.at().clone());
+                        }
+                    }
+                    Err(error) => {
+                        let message = words(&error);
+                        outcome.failures.push(Failure { at: action.at().clone(), message });
+                    }
+                }
+            }
+            if !outcome.failures.is_empty() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    async fn act<'a>(&self, action: &'a Action) -> (&'a Action, kube::Result<()>) {
+        // A closed semaphore cannot happen: it is never closed.
+        let _slot = self.slots.acquire().await;
+        let result = match action {
+            Action::Apply { desired, uid, repair: _ } => {
+                let mut body = desired.body.clone();
+                if let Some(uid) = uid {
+                    // The API server then refuses to write to an object that has taken this one's place.
+                    body["metadata"]["uid"] = json!(uid);
+                }
+                self.apply(&desired.at, &body, uid.is_some()).await
+            }
+            Action::Delete { at, uid } => self.delete(at, uid).await,
+        };
+        (action, result)
+    }
+
+    /// Writes one object outside a plan: a Secret, which no watch shows.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn write(&self, at: &ChildRef, body: &Value, exists: bool) -> kube::Result<()> {
+        self.apply(at, body, exists).await
+    }
+
+    /// Reads one object that no watch shows; None when it does not exist.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn read(&self, at: &ChildRef) -> kube::Result<Option<Value>> {
+        let read = || async { self.calls.make("GET", self.api(at).get_opt(&at.name)).await };
+        Ok(self.patient(at, read).await?.map(to_value))
+    }
+
+    async fn apply(&self, at: &ChildRef, body: &Value, force: bool) -> kube::Result<()> {
+        let mut object = self.patient(at, || self.apply_once(at, body, force)).await?;
+        // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
+        // stay for ever. Twice: the take-over can meet a newer version of the object.
+        for _ in 0..2 {
+            if !child::has_foreign_fields(at.kind, &object) {
+                break;
+            }
+            self.take_over(at, &object).await?;
+            object = self.apply_once(at, body, true).await?;
+        }
+        if at.kind != Kind::Secret {
+            self.locked().written(at.kind, object);
+        }
+        Ok(())
+    }
+
+    async fn apply_once(&self, at: &ChildRef, body: &Value, force: bool) -> kube::Result<Value> {
+        let params = PatchParams {
+            force,
+            field_manager: Some(keys::FIELD_MANAGER.into()),
+            field_validation: Some(ValidationDirective::Strict),
+            dry_run: false,
+        };
+        let object =
+            self.calls.make("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
+        Ok(to_value(object))
+    }
+
+    async fn take_over(&self, at: &ChildRef, object: &Value) -> kube::Result<()> {
+        let operations = json!([
+            {"op": "test", "path": "/metadata/resourceVersion", "value": object["metadata"]["resourceVersion"]},
+            {"op": "replace", "path": "/metadata/managedFields", "value": child::take_over_fields(at.kind, object)},
+        ]);
+        let operations: json_patch::Patch = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
+        let params = PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let api = self.api(at);
+        let patch = Patch::<Value>::Json(operations);
+        match self.calls.make("PATCH", api.patch(&at.name, &params, &patch)).await {
+            Ok(_) => Ok(()),
+            // Somebody was faster: the caller applies again and looks at what there is then.
+            Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn delete(&self, at: &ChildRef, uid: &str) -> kube::Result<()> {
+        let params = DeleteParams {
+            propagation_policy: Some(PropagationPolicy::Background),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            ..DeleteParams::default()
+        };
+        let deleted = self
+            .patient(at, || async {
+                self.calls.make("DELETE", self.api(at).delete(&at.name, &params)).await.map(|_| ())
+            })
+            .await;
+        match deleted {
+            Ok(()) => {
+                self.locked().deleted(at);
+                Ok(())
+            }
+            // Gone already, or another object stands in its place.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Repeats a call that was refused because the API server has not learnt yet of the operator's own RoleBinding,
+    /// and one that the API server asks to repeat.
+    async fn patient<T, F, Fut>(&self, at: &ChildRef, mut call: F) -> kube::Result<T>
+    where
+        F: FnMut() -> Fut,
+        Fut: Future<Output = kube::Result<T>>,
+    {
+        let give_up = tokio::time::Instant::now() + BINDING_DELAY;
+        let mut pause = Duration::from_millis(25);
+        loop {
+            let result = call().await;
+            let again = match &result {
+                Err(kube::Error::Api(status)) => match status.code {
+                    403 => !at.kind.is_guard() && status.reason == "Forbidden" && !is_quota(&status.message),
+                    429 | 503 => true,
+                    _ => false,
+                },
+                _ => false,
+            };
+            if !again || tokio::time::Instant::now() + pause > give_up {
+                return result;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(800));
+        }
+    }
+
+    fn api(&self, at: &ChildRef) -> Api<DynamicObject> {
+        let resource = at.kind.api_resource();
+        if at.kind == Kind::Namespace {
+            Api::all_with(self.client.clone(), &resource)
+        } else {
+            Api::namespaced_with(self.client.clone(), &at.namespace, &resource)
+        }
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Index> {
+        self.index.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A refusal for want of quota has the same code as one for want of rights, and repeating it helps nobody.
+fn is_quota(message: &str) -> bool {
+    message.contains("exceeded quota") || message.contains("is being terminated")
+}
+
+fn to_value(object: DynamicObject) -> Value {
+    let mut value = object.data;
+    value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
+    value
+}

@@ -1,0 +1,172 @@
+//! Leadership by a Lease: who holds it writes.
+//!
+//! Expiry counts from the moment at which this process last saw the lease change, on its own monotonic clock, never
+//! from times that others wrote. The holder's identity is stable, so that a restarted operator takes its own lease
+//! up again at once.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::coordination::v1::{Lease, LeaseSpec},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{Api, Client, api::PostParams};
+use tokio::sync::watch;
+
+use crate::client::Calls;
+
+/// How long a lease holds without being renewed.
+pub const DURATION: Duration = Duration::from_secs(15);
+/// A leader that could not renew for so long stops.
+pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
+/// Pause between two looks at the lease.
+pub const RETRY: Duration = Duration::from_secs(2);
+
+/// What to do about a lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Take it: nobody holds it any more.
+    Acquire,
+    /// It is mine: renew it.
+    Renew,
+    /// Somebody else holds it.
+    Yield,
+}
+
+/// Decides about a lease as it was read. `unchanged_for` is how long this process has seen it without a change.
+pub fn evaluate(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> Decision {
+    let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
+    let duration = spec
+        .and_then(|spec| spec.lease_duration_seconds)
+        .and_then(|seconds| u64::try_from(seconds).ok())
+        .map_or(DURATION, Duration::from_secs);
+    if holder == me {
+        Decision::Renew
+    } else if holder.is_empty() || unchanged_for > duration {
+        Decision::Acquire
+    } else {
+        Decision::Yield
+    }
+}
+
+/// Holds on to a lease for ever; tells through `leading` whether this process is the leader.
+///
+/// Returns when leadership was lost: the caller must stop writing, best by ending the process.
+pub async fn hold(client: Client, calls: Calls, namespace: &str, name: &str, me: &str, leading: &watch::Sender<bool>) {
+    let api: Api<Lease> = Api::namespaced(client, namespace);
+    let mut last_change: Option<(String, Instant)> = None;
+    let mut last_renewal: Option<Instant> = None;
+    loop {
+        match step(&api, &calls, name, me, &mut last_change).await {
+            Ok(true) => {
+                last_renewal = Some(Instant::now());
+                leading.send_replace(true);
+            }
+            Ok(false) if last_renewal.is_some() => {
+                tracing::error!("another process has taken the lease over; this one stops");
+                leading.send_replace(false);
+                return;
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "the lease could not be renewed; trying again"),
+        }
+        if last_renewal.is_some_and(|at| at.elapsed() > RENEW_DEADLINE) {
+            tracing::error!("the lease could not be renewed in time; this process stops");
+            leading.send_replace(false);
+            return;
+        }
+        tokio::time::sleep(RETRY).await;
+    }
+}
+
+/// Gives a lease back, so that a successor need not wait for its end.
+pub async fn release(client: Client, calls: Calls, namespace: &str, name: &str, me: &str) {
+    let api: Api<Lease> = Api::namespaced(client, namespace);
+    let Ok(Some(mut lease)) = calls.make("GET", api.get_opt(name)).await else { return };
+    if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(me)) {
+        spec.holder_identity = None;
+        if let Err(error) = calls.make("PUT", api.replace(name, &PostParams::default(), &lease)).await {
+            tracing::debug!(%error, "the lease could not be given back; it ends by itself");
+        }
+    }
+}
+
+async fn step(
+    api: &Api<Lease>,
+    calls: &Calls,
+    name: &str,
+    me: &str,
+    last_change: &mut Option<(String, Instant)>,
+) -> kube::Result<bool> {
+    let now = MicroTime(Timestamp::now());
+    let Some(mut lease) = calls.make("GET", api.get_opt(name)).await? else {
+        let mut lease = Lease::default();
+        lease.metadata.name = Some(name.into());
+        lease.spec = Some(held_by(me, None, now));
+        calls.make("POST", api.create(&PostParams::default(), &lease)).await?;
+        return Ok(true);
+    };
+    let version = lease.metadata.resource_version.clone().unwrap_or_default();
+    if last_change.as_ref().is_none_or(|(seen, _)| *seen != version) {
+        *last_change = Some((version, Instant::now()));
+    }
+    let unchanged_for = last_change.as_ref().map_or(Duration::ZERO, |(_, at)| at.elapsed());
+    match evaluate(lease.spec.as_ref(), me, unchanged_for) {
+        Decision::Yield => Ok(false),
+        Decision::Acquire | Decision::Renew => {
+            lease.spec = Some(held_by(me, lease.spec, now));
+            // Replaced under the resourceVersion that was read: of two that try, one fails.
+            match calls.make("PUT", api.replace(name, &PostParams::default(), &lease)).await {
+                Ok(written) => {
+                    let version = written.metadata.resource_version.unwrap_or_default();
+                    *last_change = Some((version, Instant::now()));
+                    Ok(true)
+                }
+                // Whoever was faster shows at the next look.
+                Err(error) => Err(error),
+            }
+        }
+    }
+}
+
+fn held_by(me: &str, before: Option<LeaseSpec>, now: MicroTime) -> LeaseSpec {
+    let before = before.unwrap_or_default();
+    let same = before.holder_identity.as_deref() == Some(me);
+    LeaseSpec {
+        holder_identity: Some(me.into()),
+        lease_duration_seconds: i32::try_from(DURATION.as_secs()).ok(),
+        acquire_time: if same { before.acquire_time } else { Some(now.clone()) },
+        lease_transitions: Some(before.lease_transitions.unwrap_or(0) + i32::from(!same)),
+        renew_time: Some(now),
+        ..LeaseSpec::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(holder: &str) -> LeaseSpec {
+        LeaseSpec { holder_identity: Some(holder.into()), lease_duration_seconds: Some(15), ..LeaseSpec::default() }
+    }
+
+    #[test]
+    fn a_lease_is_taken_only_when_nobody_holds_it_any_more() {
+        let seconds = Duration::from_secs;
+        assert_eq!(evaluate(None, "a", seconds(0)), Decision::Acquire);
+        assert_eq!(evaluate(Some(&spec("a")), "a", seconds(99)), Decision::Renew);
+        assert_eq!(evaluate(Some(&spec("b")), "a", seconds(15)), Decision::Yield);
+        assert_eq!(evaluate(Some(&spec("b")), "a", seconds(16)), Decision::Acquire);
+        assert_eq!(evaluate(Some(&spec("")), "a", seconds(0)), Decision::Acquire);
+    }
+
+    #[test]
+    fn transitions_count_changes_of_the_holder() {
+        let now = MicroTime(Timestamp::UNIX_EPOCH);
+        let first = held_by("a", None, now.clone());
+        let same = held_by("a", Some(first.clone()), now.clone());
+        assert_eq!(same.lease_transitions, first.lease_transitions);
+        assert_eq!(held_by("b", Some(first), now).lease_transitions, Some(2));
+    }
+}

@@ -1,0 +1,141 @@
+//! Watches: they keep the index and the caches of the operator's own resources up to date. No call to the API
+//! server is made while an event is handled.
+
+use std::{
+    fmt::Debug,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use conme_api::keys;
+use conme_blueprint::Kind;
+use futures::StreamExt;
+use kube::{
+    Api, Client, Resource,
+    api::DynamicObject,
+    core::DeserializeGuard,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// Whether a watch has shown everything that there is, and is still at work.
+#[derive(Clone, Debug)]
+pub struct WatchHealth {
+    /// What is watched, for people.
+    pub name: String,
+    synced: Arc<AtomicBool>,
+    alive: Arc<AtomicBool>,
+}
+
+impl WatchHealth {
+    /// A watch that is about to begin.
+    pub fn new(name: impl Into<String>) -> Self {
+        Self { name: name.into(), synced: Arc::default(), alive: Arc::new(AtomicBool::new(true)) }
+    }
+
+    /// The first list is complete.
+    pub fn is_synced(&self) -> bool {
+        self.synced.load(Ordering::Acquire)
+    }
+
+    /// The loop has not ended.
+    pub fn is_alive(&self) -> bool {
+        self.alive.load(Ordering::Acquire)
+    }
+}
+
+/// Ends with the loop, however that ends.
+struct Alive(Arc<AtomicBool>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Watches one kind of child for ever and hands every event to `handle`.
+///
+/// Namespaces are all watched, so that clashes are seen; of the other kinds only what carries the operator's label.
+pub async fn watch_children(client: Client, kind: Kind, health: WatchHealth, handle: impl FnMut(Event<Value>) + Send) {
+    let resource = kind.api_resource();
+    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let mut config = watcher::Config::default().page_size(500);
+    if kind != Kind::Namespace {
+        config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
+    }
+    let mut handle = handle;
+    run(watcher(api, config), health, move |event| {
+        let to_value = |object: DynamicObject| {
+            let mut value = object.data;
+            value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
+            value
+        };
+        handle(match event {
+            Event::Apply(object) => Event::Apply(to_value(object)),
+            Event::Delete(object) => Event::Delete(to_value(object)),
+            Event::Init => Event::Init,
+            Event::InitApply(object) => Event::InitApply(to_value(object)),
+            Event::InitDone => Event::InitDone,
+        });
+    })
+    .await;
+}
+
+/// Watches one kind of the operator's own resources for ever. An object that cannot be read, as one made under an
+/// older schema, is reported and skipped: it stalls nothing else.
+pub async fn watch_own<K>(client: Client, health: WatchHealth, mut handle: impl FnMut(Event<K>) + Send)
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let api: Api<DeserializeGuard<K>> = Api::all(client);
+    let unwrap = |guarded: DeserializeGuard<K>| match guarded.0 {
+        Ok(object) => Some(object),
+        Err(error) => {
+            let name = error.metadata.name.unwrap_or_default();
+            tracing::error!(kind = %K::kind(&()), %name, error = %error.error, "cannot be read and is ignored");
+            None
+        }
+    };
+    run(watcher(api, watcher::Config::default()), health, move |event| {
+        let event = match event {
+            Event::Apply(object) => unwrap(object).map(Event::Apply),
+            Event::Delete(object) => unwrap(object).map(Event::Delete),
+            Event::Init => Some(Event::Init),
+            Event::InitApply(object) => unwrap(object).map(Event::InitApply),
+            Event::InitDone => Some(Event::InitDone),
+        };
+        if let Some(event) = event {
+            handle(event);
+        }
+    })
+    .await;
+}
+
+async fn run<K>(
+    stream: impl futures::Stream<Item = Result<Event<K>, watcher::Error>> + Send,
+    health: WatchHealth,
+    mut handle: impl FnMut(Event<K>) + Send,
+) where
+    K: Resource + Send,
+{
+    let _alive = Alive(health.alive.clone());
+    let mut stream = std::pin::pin!(stream.default_backoff());
+    while let Some(event) = stream.next().await {
+        match event {
+            Ok(event) => {
+                let done = matches!(event, Event::InitDone);
+                handle(event);
+                if done {
+                    health.synced.store(true, Ordering::Release);
+                }
+            }
+            Err(error) => tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again"),
+        }
+    }
+}
