@@ -410,6 +410,8 @@ pub struct Dedicated {
 
 /// A service from the catalogue.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[x_kube(validation = Rule::new("!self.name.startsWith('conme') && !(self.name in ['default', 'kube-root-ca.crt'])")
+    .message("this service name is reserved (default, conme...): objects of that name guard the namespace").field_path(".name"))]
 #[serde(rename_all = "camelCase")]
 pub struct Service {
     /// Name within the Comune; its objects are called so.

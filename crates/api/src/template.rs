@@ -324,7 +324,7 @@ pub enum VolumeKind {
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Volume {
-    /// Name; the claim is called <service>-<name>.
+    /// Name; the claim is called <service>--<name>.
     #[schemars(length(min = 1, max = 20), regex(pattern = NAME_PATTERN))]
     pub name: String,
     /// Absolute path in the container.

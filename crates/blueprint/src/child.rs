@@ -120,6 +120,7 @@ fn is_empty(value: &Value) -> bool {
     match value {
         Value::Array(list) => list.is_empty(),
         Value::Object(map) => map.values().all(is_empty),
+        Value::String(text) => text.is_empty(),
         Value::Null => true,
         _ => false,
     }
@@ -262,6 +263,10 @@ mod tests {
         assert!(!holds(&asked, &json!({"spec": {"egress": [{}], "ports": [{"port": 80}]}})));
         assert!(!holds(&asked, &json!({"spec": {"ports": [{"port": 80}, {"port": 81}]}})));
         assert!(!holds(&asked, &json!({"spec": {"ports": []}})));
+        // The API server leaves `value: ""` of a variable out.
+        assert!(holds(&json!([{"name": "IPA", "value": ""}]), &json!([{"name": "IPA"}])));
+        assert!(!holds(&json!([{"name": "IPA", "value": "c_d325"}]), &json!([{"name": "IPA"}])));
+        assert!(!holds(&json!({"replicas": 0}), &json!({})));
     }
 
     #[test]

@@ -29,9 +29,9 @@ pub fn service_component(service: &str) -> String {
     format!("service-{service}")
 }
 
-/// Claim of a persistent volume of a service.
+/// Claim of a persistent volume of a service. Neither part holds a double hyphen, so two claims never meet.
 pub fn volume_claim(service: &str, volume: &str) -> String {
-    format!("{service}-{volume}")
+    format!("{service}--{volume}")
 }
 
 /// Name that every object of the operator in a namespace begins with where it is not named after a service.

@@ -189,7 +189,7 @@ pub fn plan(comune: &ValidComune, observed: &Observed, now: Timestamp) -> Plan {
     let mut plan = Plan { clashes: clashes(comune, observed), ..Plan::default() };
     let blocked: BTreeSet<String> = plan.clashes.iter().map(|clash| clash.namespace.clone()).collect();
 
-    let orphaned = orphaned_environments(comune, observed, now);
+    let orphaned = orphaned_environments(comune, &blocked, observed, now);
     plan.orphans =
         orphaned.iter().map(|(environment, since)| (environment.namespace.clone(), since.clone())).collect();
     let hard = quota_steps(comune, &orphaned, observed, &mut plan.waits);
@@ -206,10 +206,13 @@ pub fn plan(comune: &ValidComune, observed: &Observed, now: Timestamp) -> Plan {
         .collect();
     let waiting = services_that_wait(comune, observed, &mut plan.waits);
     let desired = build::children(comune, &plots, &waiting);
+    let ways_kept = ways_to_databases_kept(comune, observed);
 
     let wanted: BTreeSet<ChildRef> = desired.iter().map(|child| child.at.clone()).collect();
     for child in desired.into_iter().filter(|child| !blocked.contains(child.at.home())) {
-        compare(child, observed, &mut plan);
+        if !ways_kept.contains(&child.at) {
+            compare(child, observed, &mut plan);
+        }
     }
     // What is in the way of being built is not what the manifest no longer asks for: a service that has a problem
     // or has to wait keeps what it has.
@@ -222,10 +225,16 @@ pub fn plan(comune: &ValidComune, observed: &Observed, now: Timestamp) -> Plan {
         .chain(waiting.iter().copied())
         .map(str::to_owned)
         .collect();
+    // Only in namespaces that were built just now: where one is seen in part, or going, nothing is taken away.
+    let built: BTreeSet<&str> = plots
+        .iter()
+        .map(|plot| plot.environment.namespace.as_str())
+        .filter(|namespace| !is_going(namespace, observed))
+        .collect();
     for (at, seen) in &observed.children {
         let prunable = at.kind.may_be_pruned() && !wanted.contains(at) && !seen.terminating;
-        let belongs_to_kept = kept.iter().any(|service| is_of_service(at, service));
-        if prunable && !belongs_to_kept && !blocked.contains(at.home()) {
+        let is_kept = ways_kept.contains(at) || kept.iter().any(|service| is_of_service(at, service));
+        if prunable && !is_kept && built.contains(at.home()) {
             plan.push(Wave::Contents, Action::Delete { at: at.clone(), uid: seen.uid.clone() });
         }
     }
@@ -237,6 +246,7 @@ pub fn plan_abandoned(comune: &str, observed: &Observed, now: Timestamp) -> Plan
     let mut plan = Plan::default();
     for (name, seen) in &observed.namespaces {
         if seen.labels.get(keys::COMUNE).map(String::as_str) != Some(comune)
+            || seen.labels.get(keys::MANAGED_BY).map(String::as_str) != Some(keys::MANAGER)
             || seen.labels.contains_key(keys::ORPHANED)
             || seen.terminating
         {
@@ -253,7 +263,34 @@ fn is_of_service(at: &ChildRef, service: &str) -> bool {
     !at.name.starts_with(crate::names::PREFIX) && at.name == service
 }
 
+/// The namespace is being deleted: the API server takes nothing new into it.
+fn is_going(namespace: &str, observed: &Observed) -> bool {
+    observed.namespaces.get(namespace).is_some_and(|seen| seen.terminating)
+}
+
+/// Network policies that stay as they are, because a database that they lead to has a problem in the manifest: a
+/// running service is not cut off from its data by a slip of the pen.
+fn ways_to_databases_kept(comune: &ValidComune, observed: &Observed) -> BTreeSet<ChildRef> {
+    comune
+        .spec
+        .databases
+        .iter()
+        .filter(|database| !comune.databases.iter().any(|valid| valid.spec.name == database.name))
+        .map(|database| crate::names::namespace(&comune.name, &database.environment))
+        .map(|namespace| ChildRef::new(Kind::NetworkPolicy, namespace, build::DATABASES_POLICY))
+        .filter(|at| observed.children.contains_key(at))
+        .collect()
+}
+
 fn compare(child: Desired, observed: &Observed, plan: &mut Plan) {
+    if child.at.kind != Kind::Namespace && is_going(child.at.home(), observed) {
+        let namespace = ChildRef::of_namespace(child.at.home());
+        let wait = being_deleted(condition_of(&child.at), &namespace);
+        if !plan.waits.contains(&wait) {
+            plan.waits.push(wait);
+        }
+        return;
+    }
     let Some(seen) = observed.children.get(&child.at) else {
         // A namespace that is being taken over exists without the operator's labels.
         let uid = observed.namespaces.get(&child.at.name).filter(|_| child.at.kind == Kind::Namespace);
@@ -262,10 +299,7 @@ fn compare(child: Desired, observed: &Observed, plan: &mut Plan) {
         return;
     };
     if seen.terminating {
-        plan.waits.push(Wait {
-            condition: condition_of(&child.at),
-            message: format!("{} is being deleted; it is made again when it is gone", child.at),
-        });
+        plan.waits.push(being_deleted(condition_of(&child.at), &child.at));
         return;
     }
     let same = seen.applied == child.hash;
@@ -285,6 +319,10 @@ fn compare(child: Desired, observed: &Observed, plan: &mut Plan) {
     plan.push(child.wave, Action::Apply { desired: child, uid: Some(seen.uid.clone()), repair });
 }
 
+fn being_deleted(condition: &'static str, at: &ChildRef) -> Wait {
+    Wait { condition, message: format!("{at} is being deleted; it is made again when it is gone") }
+}
+
 /// The condition that speaks of a child.
 pub fn condition_of(at: &ChildRef) -> &'static str {
     use conme_api::reasons;
@@ -299,10 +337,13 @@ pub fn condition_of(at: &ChildRef) -> &'static str {
 
 fn clashes(comune: &ValidComune, observed: &Observed) -> Vec<Clash> {
     let mut clashes = Vec::new();
-    for environment in &comune.environments {
-        let Some(seen) = observed.namespaces.get(&environment.namespace) else { continue };
+    // Also those that are not declared: another administration of the same name may have left them behind.
+    let known = observed.children.keys().filter(|at| at.kind == Kind::Namespace).map(|at| &at.name);
+    let names: BTreeSet<&String> = comune.environments.iter().map(|e| &e.namespace).chain(known).collect();
+    for namespace in names {
+        let Some(seen) = observed.namespaces.get(namespace) else { continue };
         let label = |key: &str| seen.labels.get(key).map(String::as_str);
-        let namespace = environment.namespace.clone();
+        let namespace = namespace.clone();
         let istat = comune.spec.entity.istat.as_deref();
         let adopted = seen.annotations.get(keys::ADOPT).map(String::as_str) == Some(comune.name.as_str());
         let message = match (label(keys::MANAGED_BY), label(keys::COMUNE)) {
@@ -336,6 +377,7 @@ fn clashes(comune: &ValidComune, observed: &Observed) -> Vec<Clash> {
 /// people, and admit nothing new.
 fn orphaned_environments(
     comune: &ValidComune,
+    blocked: &BTreeSet<String>,
     observed: &Observed,
     now: Timestamp,
 ) -> Vec<(ValidEnvironment, String)> {
@@ -345,7 +387,7 @@ fn orphaned_environments(
         .keys()
         .filter(|at| at.kind == Kind::Namespace && !declared.contains(at.name.as_str()))
         .filter_map(|at| Some((at, observed.namespaces.get(&at.name)?)))
-        .filter(|(_, seen)| !seen.terminating)
+        .filter(|(at, seen)| !seen.terminating && !blocked.contains(&at.name))
         .filter_map(|(at, seen)| {
             let environment = seen.labels.get(keys::ENVIRONMENT)?;
             let level = seen.labels.get("pod-security.kubernetes.io/enforce").map(String::as_str);

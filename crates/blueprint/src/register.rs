@@ -207,10 +207,14 @@ impl Register {
         let requests: Vec<Request> = entries
             .iter()
             .filter_map(|entry| {
-                let (_, wanted) = totals_of(&entry.comune.spec, data_center).ok()?;
                 let admitted = entry.seniority.admitted.is_some();
-                let granted =
-                    admitted.then(|| totals_in_force(&entry.comune).unwrap_or_else(|| wanted.clone()));
+                let in_force = totals_in_force(&entry.comune).filter(|_| admitted);
+                // While its size cannot be told, what was promised to it stays promised.
+                let wanted = match totals_of(&entry.comune.spec, data_center) {
+                    Ok((_, wanted)) => wanted,
+                    Err(_) => in_force.clone()?,
+                };
+                let granted = admitted.then(|| in_force.unwrap_or_else(|| wanted.clone()));
                 Some(Request { name: entry.seniority.name.clone(), wanted, granted })
             })
             .collect();

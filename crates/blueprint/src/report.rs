@@ -144,16 +144,16 @@ fn ready(
         }
     }
     let over = status.quota.as_ref().map(|quota| quota.over_limit.join(", ")).unwrap_or_default();
-    let note = if over.is_empty() {
-        String::new()
+    let generation = comune.metadata.generation.unwrap_or(0);
+    if over.is_empty() {
+        (true, reasons::AS_DECLARED, format!("everything is as declared at generation {generation}"))
     } else {
-        format!("; more is in use than the quota allows ({over}): what runs goes on, nothing new is admitted")
-    };
-    (
-        true,
-        reasons::AS_DECLARED,
-        format!("everything is as declared at generation {}{note}", comune.metadata.generation.unwrap_or(0)),
-    )
+        let message = format!(
+            "everything is as declared at generation {generation}; more is in use than the quota allows ({over}): what \
+             runs goes on, nothing new is admitted"
+        );
+        (true, reasons::OVER_LIMIT, message)
+    }
 }
 
 fn admitted(facts: &Verdicts<'_>) -> Finding {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use conme_api::{
     Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Environment, Parameter, ParameterType,
     Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion, Totals,
-    TrafficRule, reasons,
+    TrafficRule, VolumeKind, reasons,
 };
 use kube::ResourceExt;
 
@@ -157,14 +157,65 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
     };
     let spec = &comune.spec;
     check_claims(comune, site.register, &mut problems);
+    let size = granted(comune, data_center, site.register, &mut problems);
+
+    // Whatever stops the whole, the problems of its parts are told at once with it.
+    let tier = size.as_ref().map_or("", |size| size.tier.as_str());
+    let databases: Vec<ValidDatabase> = spec
+        .databases
+        .iter()
+        .filter_map(|database| valid_database(&name, database, data_center, &mut problems))
+        .collect();
+    let services: Vec<ValidService> = spec
+        .services
+        .iter()
+        .filter_map(|service| {
+            let context = ServiceContext { comune, data_center, tier, databases: &databases };
+            valid_service(service, &context, site, &mut problems)
+        })
+        .collect();
+    let services = without_shared_claims(services, &mut problems);
+    let stopped = problems.0.iter().any(|problem| problem.scope == Scope::Comune);
+    let valid = size.filter(|_| !stopped).map(|size| ValidComune {
+        identity: identity(spec),
+        environments: environments(&name, spec, &size.totals),
+        tier: size.tier,
+        totals: size.totals,
+        missing: size.missing,
+        databases,
+        services,
+        ingress: data_center.spec.ingress.clone(),
+        network: data_center.spec.network.clone(),
+        storage_class: data_center.spec.storage_classes.first().cloned(),
+        operator: (site.operator.0.into(), site.operator.1.into()),
+        spec: spec.clone(),
+        name,
+    });
+    Verdict { valid, problems: problems.0 }
+}
+
+/// The size of a Comune, as far as the data centre grants it.
+struct Size {
+    tier: String,
+    totals: Amounts,
+    missing: Option<String>,
+}
+
+fn granted(
+    comune: &Comune,
+    data_center: &DataCenter,
+    register: &mut Register,
+    problems: &mut Problems,
+) -> Option<Size> {
+    let spec = &comune.spec;
     let (tier, wanted) = match totals_of(spec, data_center) {
         Ok(totals) => totals,
         Err(problem) => {
             problems.0.push(problem);
-            return Verdict { valid: None, problems: problems.0 };
+            return None;
         }
     };
-    let (totals, missing) = match site.register.decision(&name) {
+    let (totals, missing) = match register.decision(&comune.name_any()) {
         Some(decision) => {
             let missing = (!decision.missing.is_empty()).then(|| decision.missing_in_words());
             match &decision.granted {
@@ -180,46 +231,41 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
                             missing.unwrap_or_else(|| "capacity".into())
                         ),
                     );
-                    return Verdict { valid: None, problems: problems.0 };
+                    return None;
                 }
             }
         }
         None => (wanted, None),
     };
-    if problems.0.iter().any(|problem| problem.scope == Scope::Comune) {
-        return Verdict { valid: None, problems: problems.0 };
-    }
+    Some(Size { tier, totals, missing })
+}
 
-    let environments = environments(&name, spec, &totals);
-    let databases: Vec<ValidDatabase> = spec
-        .databases
-        .iter()
-        .filter_map(|database| valid_database(&name, database, data_center, &mut problems))
-        .collect();
-    let services = spec
-        .services
-        .iter()
-        .filter_map(|service| {
-            let context = ServiceContext { comune, data_center, tier: &tier, databases: &databases };
-            valid_service(service, &context, site, &mut problems)
+/// `<service>-<volume>` can be the same for two services (`a` + `b-c`, `a-b` + `c`): the second one is refused.
+fn without_shared_claims(services: Vec<ValidService>, problems: &mut Problems) -> Vec<ValidService> {
+    let mut taken: BTreeMap<(String, String), String> = BTreeMap::new();
+    services
+        .into_iter()
+        .filter(|service| {
+            let name = &service.spec.name;
+            let volumes = service.version.volumes.iter();
+            let claims: Vec<(String, String)> = volumes
+                .filter(|volume| volume.kind == VolumeKind::Persistent)
+                .map(|volume| (service.namespace.clone(), names::volume_claim(name, &volume.name)))
+                .collect();
+            let shared = claims.iter().find_map(|claim| Some((&claim.1, taken.get(claim)?)));
+            if let Some((claim, other)) = shared {
+                problems.add(
+                    Scope::Service(name.clone()),
+                    reasons::CONFLICT,
+                    &format!("spec.services[{name}].name"),
+                    format!("its volume claim `{claim}` is that of the service `{other}`; choose another name for the service"),
+                );
+                return false;
+            }
+            taken.extend(claims.into_iter().map(|claim| (claim, name.clone())));
+            true
         })
-        .collect();
-    let valid = ValidComune {
-        identity: identity(spec),
-        tier,
-        totals,
-        missing,
-        environments,
-        databases,
-        services,
-        ingress: data_center.spec.ingress.clone(),
-        network: data_center.spec.network.clone(),
-        storage_class: data_center.spec.storage_classes.first().cloned(),
-        operator: (site.operator.0.into(), site.operator.1.into()),
-        spec: spec.clone(),
-        name,
-    };
-    Verdict { valid: Some(valid), problems: problems.0 }
+        .collect()
 }
 
 #[derive(Default)]
@@ -492,6 +538,18 @@ fn valid_service(
     let mut refuse = |field: &str, reason: &'static str, message: String| {
         problems.add(scope.clone(), reason, &path(field), message);
     };
+    // Objects of a service are called like it; the operator's own and the cluster's own come before it.
+    if service.name == "default" || service.name.starts_with(names::PREFIX) {
+        refuse(
+            "name",
+            reasons::INVALID,
+            format!(
+                "the name `{}` is reserved (default, {}...); choose another name for the service",
+                service.name,
+                names::PREFIX
+            ),
+        );
+    }
     let Some(template) = site.templates.get(&service.template) else {
         let known: Vec<&str> = site.templates.keys().map(String::as_str).collect();
         refuse(
@@ -516,10 +574,13 @@ fn valid_service(
         );
         return None;
     };
-    let hostname = service.hostname.clone().unwrap_or_else(|| {
+    let hostname_of = |service: &Service| {
         let domain = &context.data_center.spec.ingress.domain;
-        names::default_hostname(&service.name, &service.environment, &comune, domain)
-    });
+        service.hostname.clone().unwrap_or_else(|| {
+            names::default_hostname(&service.name, &service.environment, &comune, domain)
+        })
+    };
+    let hostname = hostname_of(service);
     if let Some(holder) = site.register.senior_holder(&comune, &Claim::Hostname(hostname.clone())) {
         refuse(
             "hostname",
@@ -527,9 +588,7 @@ fn valid_service(
             format!("the host name {hostname} belongs to the Comune `{holder}`, which had it first"),
         );
     }
-    let same_name = |other: &&Service| {
-        other.name != service.name && other.hostname.is_some() && other.hostname == service.hostname
-    };
+    let same_name = |other: &&Service| other.name != service.name && hostname_of(other) == hostname;
     if let Some(other) = context.comune.spec.services.iter().find(same_name) {
         refuse("hostname", reasons::CONFLICT, format!("the service `{}` has the same host name", other.name));
     }
@@ -601,7 +660,7 @@ fn valid_service(
             ),
         );
     }
-    if bound.is_none() && version.env.iter().any(|variable| variable.from_binding.is_some()) {
+    if bound.is_none() && engines.is_empty() && version.env.iter().any(|variable| variable.from_binding.is_some()) {
         refuse(
             "database",
             reasons::INVALID,
@@ -663,22 +722,17 @@ fn fill_parameters(
     for parameter in parameters {
         let given = service.parameters.get(&parameter.name).or(parameter.default.as_ref());
         match given {
-            Some(value) => match check_parameter(parameter, value) {
-                Ok(()) => {
-                    values.insert(parameter.name.clone(), value.clone());
-                }
-                Err(problem) => problems.push(problem),
-            },
+            Some(value) => problems.extend(check_parameter(parameter, value).err()),
             None if parameter.required => {
                 problems.push(format!(
                     "the parameter `{}` is required: {}",
                     parameter.name, parameter.description
                 ));
             }
-            None => {
-                values.insert(parameter.name.clone(), String::new());
-            }
+            None => {}
         }
+        // Also a wrong one is defined: the template is not to blame for it.
+        values.insert(parameter.name.clone(), given.cloned().unwrap_or_default());
     }
     problems
 }

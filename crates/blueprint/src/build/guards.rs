@@ -12,6 +12,8 @@ use crate::{
 };
 
 const ISOLATION: &str = "isolation";
+/// The network policy that leads to the servers of an environment's databases.
+pub const DATABASES_POLICY: &str = "conme-databases";
 
 /// Totals by the names that ResourceQuotas use: vCPU and memory count as requests and as limits.
 pub fn hard(totals: &Amounts) -> Amounts {
@@ -46,7 +48,7 @@ pub(super) fn guards(comune: &ValidComune, plot: &Plot<'_>) -> Vec<Desired> {
         guard(Kind::NetworkPolicy, "conme-environment", ISOLATION, same_environment(comune)),
     ];
     if let Some(spec) = databases(comune, namespace) {
-        guards.push(guard(Kind::NetworkPolicy, "conme-databases", ISOLATION, spec));
+        guards.push(guard(Kind::NetworkPolicy, DATABASES_POLICY, ISOLATION, spec));
     }
     if let Some(spec) = declared_rules(comune, &plot.environment.name) {
         guards.push(guard(Kind::NetworkPolicy, "conme-declared", ISOLATION, spec));

@@ -249,7 +249,7 @@ impl Builder<'_> {
             },
         });
         if !version.args.is_empty() {
-            container["args"] = version.args.iter().map(|arg| json!(self.fill(arg))).collect();
+            container["args"] = version.args.iter().map(|arg| json!(literal(&self.fill(arg)))).collect();
         }
         if !version.env.is_empty() {
             container["env"] = json!(self.environment());
@@ -295,9 +295,8 @@ impl Builder<'_> {
                     json!({"name": variable.name, "valueFrom": {"secretKeyRef": reference}})
                 }
                 None => {
-                    // The kubelet would expand $(…) a second time.
                     let text = self.fill(variable.value.as_deref().unwrap_or_default());
-                    json!({"name": variable.name, "value": text.replace("$(", "$$(")})
+                    json!({"name": variable.name, "value": literal(&text)})
                 }
             })
             .collect()
@@ -339,6 +338,11 @@ impl Builder<'_> {
         });
         directories.chain(files).collect()
     }
+}
+
+/// The kubelet would expand $(…) a second time; it makes one dollar of two.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 fn file_key(path: &str) -> String {

@@ -103,8 +103,11 @@ impl World {
 
     /// The quota controller brings `status.hard` up to date.
     pub fn catch_up(&mut self, namespace: &str) {
-        let before = self.promised();
         let spec = self.quota_spec(namespace);
+        if self.enforced.get(namespace) == Some(&spec) {
+            return;
+        }
+        let before = self.promised();
         self.enforced.insert(namespace.into(), spec);
         self.check_total(&before);
     }
@@ -232,11 +235,13 @@ impl World {
         for (wave, actions) in &plan.waves {
             let mut failed = false;
             for action in actions {
-                let before = self.promised();
                 let fate = fate();
+                let before = (action.at().kind == Kind::ResourceQuota).then(|| self.promised());
                 let done = fate != Fate::Refused && self.call(comune, *wave, action);
                 failed |= fate != Fate::Fine || !done;
-                self.check_total(&before);
+                if let Some(before) = before {
+                    self.check_total(&before);
+                }
             }
             if failed {
                 break;

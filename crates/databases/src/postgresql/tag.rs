@@ -69,6 +69,9 @@ pub(super) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
             "database \"{}\" of the comune \"{}\" with ISTAT code {theirs}",
             tag.database, tag.comune
         )),
+        (Some(theirs), None) if !same_uid => {
+            Claim::Another(format!("the comune \"{}\" with ISTAT code {theirs}", tag.comune))
+        }
         // The ISTAT code is the identity that outlives the resource.
         (Some(_), Some(_)) if !same_uid => Claim::OursOutdated,
         _ if !same_uid => Claim::Namesake,

@@ -1,0 +1,181 @@
+//! One Comune through the five steps: observe, validate, plan, execute, report.
+
+use std::{sync::Arc, time::Duration};
+
+use conme_api::{Comune, ComuneStatus, keys, reasons};
+use conme_blueprint::{Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report, without_volatile};
+use jiff::Timestamp;
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+
+use crate::{context::Context, databases};
+
+/// A Comune that waits for something outside is looked at again after this time even if no event tells.
+const WAIT: Duration = Duration::from_secs(30);
+/// Rounds of plan and execution in one pass. The second sees what the first made; more are needed only when somebody
+/// else is at work on the same objects.
+const ROUNDS: usize = 3;
+
+/// One pass over one Comune.
+///
+/// # Errors
+/// When a call failed and the pass has to be repeated; what happened is told in the status already.
+pub async fn reconcile(context: &Context, name: &str) -> anyhow::Result<()> {
+    let comune = context.world().comune(name);
+    match comune {
+        Some(comune) => present(context, &comune).await,
+        None => absent(context, name).await,
+    }
+}
+
+async fn present(context: &Context, comune: &Arc<Comune>) -> anyhow::Result<()> {
+    let name = comune.name_any();
+    let mut failures: Vec<Failure> = Vec::new();
+    let mut sight = look(context, comune);
+    for _ in 0..ROUNDS {
+        if comune.spec.paused || sight.plan.is_empty() {
+            break;
+        }
+        let outcome = context.executor.execute(&sight.plan).await;
+        for repaired in &outcome.repaired {
+            context.metrics.drift_repaired(repaired.kind.name());
+            let note = format!("{repaired} had been changed by hand and is as declared again");
+            context.events.normal(comune.object_ref(&()), "DriftRepaired", "Repair", &note);
+        }
+        failures = outcome.failures;
+        sight = look(context, comune);
+        if !failures.is_empty() {
+            break;
+        }
+    }
+    if !comune.spec.paused {
+        submit_databases(context, comune, &sight);
+    }
+    let told = tell(context, comune, &sight, &failures).await;
+    if !sight.plan.waits.is_empty() {
+        context.comuni.add_after(&name, WAIT);
+    }
+    told?;
+    if let Some(first) = failures.first() {
+        anyhow::bail!("{} of its objects could not be written; {}: {}", failures.len(), first.at, first.message);
+    }
+    Ok(())
+}
+
+/// Everything that is seen and decided of a Comune at one instant.
+struct Sight {
+    verdict: Verdict,
+    observed: Observed,
+    plan: Plan,
+}
+
+fn look(context: &Context, comune: &Comune) -> Sight {
+    let name = comune.name_any();
+    let wanted: Vec<String> =
+        comune.spec.environments.iter().map(|environment| names::namespace(&name, &environment.name)).collect();
+    let mut world = context.world();
+    let verdict = world.validate(comune, (&context.namespace, &context.service_account));
+    let mut index = context.index();
+    let mut observed = index.observe(&name, &wanted);
+    observed.databases = world.databases_seen(comune);
+    let plan = match &verdict.valid {
+        Some(valid) => plan(valid, &observed, Timestamp::now()),
+        None => Plan::default(),
+    };
+    index.confirm(&name, &plan.confirmed);
+    Sight { verdict, observed, plan }
+}
+
+/// Databases are provisioned once their namespace stands and is guarded: their Secret goes there.
+fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
+    let Some(valid) = &sight.verdict.valid else { return };
+    for database in &valid.databases {
+        let stands = sight
+            .observed
+            .children
+            .keys()
+            .any(|at| at.kind == Kind::Namespace && at.name == database.namespace);
+        let unguarded = [Wave::Namespaces, Wave::Guards]
+            .iter()
+            .filter_map(|wave| sight.plan.waves.get(wave))
+            .flatten()
+            .any(|action| action.at().home() == database.namespace);
+        if stands && !unguarded {
+            databases::submit(context, comune, database);
+        }
+    }
+}
+
+async fn tell(context: &Context, comune: &Comune, sight: &Sight, failures: &[Failure]) -> anyhow::Result<()> {
+    let name = comune.name_any();
+    let status = report(comune, &sight.verdict, &sight.plan, failures, &sight.observed, Timestamp::now());
+    let previous = comune.status.clone().unwrap_or_default();
+    if status == previous {
+        return Ok(());
+    }
+    if without_volatile(&status) == without_volatile(&previous) {
+        if let Err(wait) = context.may_tell(&name) {
+            context.comuni.add_after(&name, wait);
+            return Ok(());
+        }
+    }
+    let api: Api<Comune> = Api::all(context.client.clone());
+    let body = json!({
+        "apiVersion": Comune::api_version(&()),
+        "kind": Comune::kind(&()),
+        "metadata": {"name": name, "uid": comune.metadata.uid},
+        "status": status,
+    });
+    let params = PatchParams::apply(keys::STATUS_MANAGER).force();
+    let written = context.calls.make("PATCH", api.patch_status(&name, &params, &Patch::Apply(&body))).await;
+    match written {
+        Ok(written) => {
+            context.has_told(&name);
+            announce(context, comune, &previous, &status);
+            context.world().put_comune(written);
+            Ok(())
+        }
+        // Gone, or another of the same name: the watch tells.
+        Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(()),
+        Err(error) => anyhow::bail!("its status could not be written: {}", conme_cluster::words(&error)),
+    }
+}
+
+fn announce(context: &Context, comune: &Comune, previous: &ComuneStatus, status: &ComuneStatus) {
+    fn ready(status: &ComuneStatus) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
+        status.conditions.iter().find(|condition| condition.type_ == reasons::READY)
+    }
+    let (before, after) = (ready(previous), ready(status));
+    let Some(after) = after else { return };
+    if before.is_some_and(|before| before.status == after.status && before.reason == after.reason) {
+        return;
+    }
+    let about = comune.object_ref(&());
+    match (after.status.as_str(), after.reason.as_str()) {
+        ("True", reason) => context.events.normal(about, reason, "Reconcile", &after.message),
+        (_, reasons::IN_PROGRESS | reasons::WAITING | reasons::PAUSED) => {}
+        (_, reason) => context.events.warning(about, reason, "Reconcile", &after.message),
+    }
+}
+
+/// A Comune that is gone: its namespaces stay and say since when.
+async fn absent(context: &Context, name: &str) -> anyhow::Result<()> {
+    let plan = {
+        let observed = context.index().observe(name, &[]);
+        plan_abandoned(name, &observed, Timestamp::now())
+    };
+    if plan.is_empty() {
+        return Ok(());
+    }
+    let outcome = context.executor.execute(&plan).await;
+    match outcome.failures.first() {
+        Some(failure) => anyhow::bail!("{} could not be marked as orphaned: {}", failure.at, failure.message),
+        None => {
+            tracing::info!(comune = name, namespaces = outcome.changed, "the Comune is gone; its namespaces stay");
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,329 @@
+//! Databases on shared servers: each on a key of its own, with its own back-off.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use conme_api::{Comune, keys, reasons};
+use conme_blueprint::{
+    ChildRef, DatabaseSeen, Kind, ValidDatabase,
+    build::{Binding, binding_secret},
+    child,
+};
+use conme_databases::{Desired, Engine, OwnerTag, Problem, Provisioned, Secret, Server, Timeouts, TlsMode};
+use k8s_openapi::api::core::v1::Secret as KubeSecret;
+use kube::{Api, ResourceExt};
+use serde_json::Value;
+
+use crate::context::Context;
+
+/// What is known of one database.
+#[derive(Debug, Default)]
+pub struct DatabaseState {
+    /// What is told of it. None: it has not been looked at since the start.
+    pub seen: Option<DatabaseSeen>,
+    task: Option<Task>,
+    done: Option<Task>,
+    /// The password in force, so that a Secret that was changed by hand can be put back.
+    password: Option<Secret>,
+    looked_at: Option<Instant>,
+}
+
+/// What has to be brought about.
+#[derive(Clone, Debug, PartialEq)]
+struct Task {
+    desired: Desired,
+    server: conme_api::DatabaseServer,
+    namespace: String,
+    secret: String,
+}
+
+/// Has a database looked at, if its declaration is new or its time has come.
+pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
+    let name = comune.name_any();
+    let task = task(comune, &name, database);
+    let key = (name.clone(), database.spec.name.clone());
+    let queue_key = format!("{name}/{}", database.spec.name);
+    let mut world = context.world();
+    let state = world.databases.entry(key).or_default();
+    let known = state.task.as_ref() == Some(&task);
+    let pending = state.done.as_ref() != Some(&task);
+    state.task = Some(task);
+    drop(world);
+    if !known {
+        context.databases.succeeded(&queue_key);
+        context.databases.add(&queue_key);
+    } else if !pending {
+        context.databases.add_after(&queue_key, jittered(context.recheck));
+    }
+}
+
+fn task(comune: &Comune, name: &str, database: &ValidDatabase) -> Task {
+    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
+    let told = told.iter().find(|told| told.name == database.spec.name);
+    let confirmed = comune
+        .metadata
+        .annotations
+        .as_ref()
+        .and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE))
+        .is_some_and(|names| names.split(',').any(|name| name.trim() == database.spec.name));
+    let provisioned = told.filter(|_| !confirmed).and_then(|told| {
+        let at = told.provisioned_at.as_ref()?.parse().ok()?;
+        Some(Provisioned { system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()), at })
+    });
+    let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
+    Task {
+        desired: Desired {
+            comune: name.to_owned(),
+            database: database.spec.name.clone(),
+            tag: OwnerTag {
+                istat: comune.spec.entity.istat.clone(),
+                uid: comune.metadata.uid.clone().unwrap_or_default(),
+            },
+            extensions: database.spec.extensions.iter().cloned().collect(),
+            allowed_extensions: database.server.allowed_extensions.iter().cloned().collect(),
+            connection_limit: i32::try_from(limit).ok(),
+            locale: None,
+            adopt: database.spec.adopt,
+            provisioned,
+        },
+        server: database.server.clone(),
+        namespace: database.namespace.clone(),
+        secret: database.secret.clone(),
+    }
+}
+
+/// Spread by a quarter, so that what began together does not stay together.
+fn jittered(period: Duration) -> Duration {
+    let most = (period.as_millis() as u64 / 4).max(1);
+    period + Duration::from_millis(u64::from(getrandom::u32().unwrap_or_default()) % most)
+}
+
+/// One pass over one database.
+///
+/// # Errors
+/// When it is not as declared; what happened is told in the status of its Comune.
+pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
+    let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
+    let id = (comune.to_owned(), database.to_owned());
+    let (task, remembered) = {
+        let world = context.world();
+        let paused = world.comune(comune).is_none_or(|comune| comune.spec.paused);
+        match world.databases.get(&id) {
+            Some(state) if !paused => (state.task.clone(), state.password.clone()),
+            _ => return Ok(()),
+        }
+    };
+    let Some(task) = task else { return Ok(()) };
+    let result = bring_about(context, &task, remembered).await;
+    let (seen, password, error) = match result {
+        Ok((seen, password)) => {
+            context.metrics.database("ready");
+            (seen, Some(password), None)
+        }
+        Err(Trouble { reason, message }) => {
+            context.metrics.database(reason);
+            (DatabaseSeen::Failed { reason, message: message.clone() }, None, Some(message))
+        }
+    };
+    let changed = {
+        let mut world = context.world();
+        match world.databases.get_mut(&id) {
+            Some(state) => {
+                let changed = state.seen.as_ref() != Some(&seen);
+                if error.is_none() {
+                    state.done = Some(task);
+                }
+                state.password = password.or(state.password.take());
+                state.looked_at = Some(Instant::now());
+                state.seen = Some(seen);
+                changed
+            }
+            None => false,
+        }
+    };
+    if changed {
+        context.comuni.add(comune);
+    }
+    match error {
+        Some(error) => Err(anyhow::anyhow!(error)),
+        None => {
+            context.databases.add_after(key, jittered(context.recheck));
+            Ok(())
+        }
+    }
+}
+
+/// Why a database is not as declared.
+struct Trouble {
+    reason: &'static str,
+    message: String,
+}
+
+impl Trouble {
+    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into() }
+    }
+}
+
+impl From<Problem> for Trouble {
+    fn from(problem: Problem) -> Self {
+        let reason = match &problem {
+            Problem::DataMissing { .. } => reasons::DATA_MISSING,
+            Problem::NotOurs { .. } => reasons::CONFLICT,
+            Problem::Unreachable { .. } | Problem::Timeout { .. } => reasons::SERVER_UNREACHABLE,
+            Problem::ExtensionNotAllowed { .. } | Problem::InvalidName(_) => reasons::INVALID,
+            Problem::Busy { .. } => reasons::WAITING,
+            _ => reasons::DATABASE_FAILED,
+        };
+        Self::new(reason, problem.to_string())
+    }
+}
+
+async fn bring_about(
+    context: &Context,
+    task: &Task,
+    remembered: Option<Secret>,
+) -> Result<(DatabaseSeen, Secret), Trouble> {
+    let server = server(context, &task.server).await?;
+    let at = ChildRef::new(Kind::Secret, &task.namespace, &task.secret);
+    let live = context
+        .executor
+        .read(&at)
+        .await
+        .map_err(|error| Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error))))?;
+    if let Some(live) = live.as_ref().filter(|live| !is_ours(live, &task.desired.comune)) {
+        let owner = live.pointer("/metadata/labels/conme.venis.it~1comune").and_then(Value::as_str);
+        return Err(Trouble::new(
+            reasons::CONFLICT,
+            format!(
+                "the Secret {}/{} exists and {}; delete or rename it, the credentials belong there",
+                task.namespace,
+                task.secret,
+                owner.map_or_else(|| "is not managed by Con.Me".into(), |owner| format!("belongs to `{owner}`"))
+            ),
+        ));
+    }
+    let password = match remembered.or_else(|| live.as_ref().and_then(password_of)) {
+        Some(password) => password,
+        None => new_password()?,
+    };
+    secure(context, &task.server.name, &server).await?;
+    let outcome = conme_databases::ensure(&server, &task.desired, &password).await?;
+    for change in &outcome.changed {
+        tracing::info!(comune = %task.desired.comune, database = %task.desired.database, %change, "database");
+    }
+    let ca = match &server.tls {
+        TlsMode::VerifyFull { ca_pem } => Some(ca_pem.as_str()),
+        TlsMode::Disabled => None,
+    };
+    let binding = Binding {
+        host: &outcome.binding.host,
+        port: outcome.binding.port,
+        database: &outcome.binding.database,
+        username: &outcome.binding.username,
+        password: password.expose(),
+        ca,
+    };
+    let wanted = binding_secret(&task.desired.comune, &task.namespace, &task.desired.database, &binding);
+    let intact = live.as_ref().is_some_and(|live| child::holds(&wanted, live) && !child::has_foreign_fields(at.kind, live));
+    if !intact {
+        if live.is_some() {
+            context.metrics.drift_repaired(at.kind.name());
+        }
+        context
+            .executor
+            .write(&at, &wanted, live.is_some())
+            .await
+            .map_err(|error| Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error))))?;
+    }
+    let seen = DatabaseSeen::Ready {
+        system_identifier: outcome.provisioned.system_identifier.unwrap_or_default(),
+        provisioned_at: outcome.provisioned.at,
+        database: outcome.binding.database,
+    };
+    Ok((seen, password))
+}
+
+/// Closes what a server leaves open to everyone, before the first tenant is let in and then at a slow pace.
+async fn secure(context: &Context, name: &str, server: &Server) -> Result<(), Trouble> {
+    let is_due = |secured: &HashMap<String, Instant>| secured.get(name).is_none_or(|at| at.elapsed() > context.recheck);
+    let mut secured = context.secured.lock().await;
+    if is_due(&secured) {
+        let done = conme_databases::secure_server(server).await?;
+        for change in &done.changed {
+            tracing::info!(server = name, %change, "database server");
+        }
+        for open in &done.open_databases {
+            tracing::warn!(server = name, database = open, "every role of this server may connect to a database that is not Con.Me's");
+        }
+        secured.insert(name.to_owned(), Instant::now());
+    }
+    Ok(())
+}
+
+fn is_ours(secret: &Value, comune: &str) -> bool {
+    let label = |pointer: &str| secret.pointer(pointer).and_then(Value::as_str);
+    let managed = label("/metadata/labels/app.kubernetes.io~1managed-by") == Some(keys::MANAGER)
+        && label("/metadata/labels/conme.venis.it~1comune") == Some(comune);
+    // A tenant may have taken the labels off; what the operator wrote it still knows by its field manager.
+    managed
+        || secret.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|entries| {
+            entries.iter().any(|entry| entry["manager"] == keys::FIELD_MANAGER && entry["operation"] == "Apply")
+        })
+}
+
+fn password_of(secret: &Value) -> Option<Secret> {
+    let encoded = secret.pointer("/data/password")?.as_str()?;
+    let text = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
+    (!text.is_empty()).then(|| Secret::new(text))
+}
+
+/// 160 random bits in letters and digits: no character of it has a meaning in an address or a shell.
+fn new_password() -> Result<Secret, Trouble> {
+    const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyzABCDEFGH";
+    let mut bytes = [0_u8; 32];
+    getrandom::fill(&mut bytes)
+        .map_err(|error| Trouble::new(reasons::DATABASE_FAILED, format!("no random numbers: {error}")))?;
+    let text: String = bytes.iter().map(|byte| char::from(ALPHABET[usize::from(byte % 32)])).collect();
+    Ok(Secret::new(text))
+}
+
+/// The server with its administrator's credentials, read anew each time: they may have been changed.
+async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
+    let api: Api<KubeSecret> = Api::namespaced(context.client.clone(), &context.namespace);
+    let name = &server.admin_secret;
+    let place = format!("the Secret {}/{name} of the database server `{}`", context.namespace, server.name);
+    let secret = context
+        .calls
+        .make("GET", api.get_opt(name))
+        .await
+        .map_err(|error| Trouble::new(reasons::API_ERROR, format!("{place}: {}", conme_cluster::words(&error))))?
+        .ok_or_else(|| Trouble::new(reasons::WAITING, format!("{place} does not exist; create it with the keys username, password and ca.crt")))?;
+    let data: HashMap<String, String> = secret
+        .data
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(key, value)| Some((key, String::from_utf8(value.0).ok()?)))
+        .collect();
+    let key = |key: &str| {
+        data.get(key).cloned().ok_or_else(|| Trouble::new(reasons::INVALID, format!("{place} has no key `{key}`")))
+    };
+    let engine = match server.engine {
+        conme_api::Engine::Postgresql => Engine::Postgresql,
+        conme_api::Engine::Mariadb => {
+            return Err(Trouble::new(reasons::INVALID, "MariaDB servers are not offered by this version"));
+        }
+    };
+    Ok(Server {
+        engine,
+        host: server.host.clone(),
+        port: server.port,
+        tls: TlsMode::VerifyFull { ca_pem: key("ca.crt")? },
+        admin_user: key("username")?,
+        admin_password: Secret::new(key("password")?),
+        timeouts: Timeouts::default(),
+    })
+}

@@ -1,0 +1,238 @@
+//! Metrics under the names that dashboards for controllers know.
+
+use std::{fmt::Write as _, sync::Mutex, time::Duration};
+
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Call {
+    code: String,
+    method: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Named {
+    name: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Controller {
+    controller: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Reconciled {
+    controller: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfKind {
+    kind: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Result_ {
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Ready {
+    ready: &'static str,
+}
+
+/// All metrics of the operator.
+pub struct OperatorMetrics {
+    registry: Mutex<Registry>,
+    calls: Family<Call, Counter>,
+    call_seconds: Family<Named, Histogram>,
+    reconciled: Family<Reconciled, Counter>,
+    errors: Family<Controller, Counter>,
+    reconcile_seconds: Family<Controller, Histogram>,
+    active: Family<Controller, Gauge>,
+    depth: Family<Named, Gauge>,
+    leader: Family<Named, Gauge>,
+    comuni: Family<Ready, Gauge>,
+    children: Gauge,
+    drift: Family<OfKind, Counter>,
+    databases: Family<Result_, Counter>,
+}
+
+fn seconds() -> Histogram {
+    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
+}
+
+impl Default for OperatorMetrics {
+    fn default() -> Self {
+        let mut registry = Registry::default();
+        let metrics = (
+            Family::<Call, Counter>::default(),
+            Family::<Named, Histogram>::new_with_constructor(seconds),
+            Family::<Reconciled, Counter>::default(),
+            Family::<Controller, Counter>::default(),
+            Family::<Controller, Histogram>::new_with_constructor(seconds),
+            Family::<Controller, Gauge>::default(),
+            Family::<Named, Gauge>::default(),
+            Family::<Named, Gauge>::default(),
+            Family::<Ready, Gauge>::default(),
+            Gauge::default(),
+            Family::<OfKind, Counter>::default(),
+            Family::<Result_, Counter>::default(),
+        );
+        let (
+            calls,
+            call_seconds,
+            reconciled,
+            errors,
+            reconcile_seconds,
+            active,
+            depth,
+            leader,
+            comuni,
+            children,
+            drift,
+            databases,
+        ) = metrics;
+        registry.register("rest_client_requests", "Calls to the API server by code and method", calls.clone());
+        registry.register("rest_client_request_duration_seconds", "Time of calls by method", call_seconds.clone());
+        registry.register("controller_runtime_reconcile", "Passes by controller and result", reconciled.clone());
+        registry.register("controller_runtime_reconcile_errors", "Passes that failed", errors.clone());
+        registry.register("controller_runtime_reconcile_time_seconds", "Time of passes", reconcile_seconds.clone());
+        registry.register("controller_runtime_active_workers", "Passes under way", active.clone());
+        registry.register("workqueue_depth", "Names that wait for a pass", depth.clone());
+        registry.register("leader_election_master_status", "1 while this process leads", leader.clone());
+        registry.register("conme_comuni", "Comuni by readiness", comuni.clone());
+        registry.register("conme_children", "Children known", children.clone());
+        registry.register("conme_drift_repaired", "Children put back as they should be", drift.clone());
+        registry.register("conme_database_ensure", "Databases looked at by result", databases.clone());
+        Self {
+            registry: Mutex::new(registry),
+            calls,
+            call_seconds,
+            reconciled,
+            errors,
+            reconcile_seconds,
+            active,
+            depth,
+            leader,
+            comuni,
+            children,
+            drift,
+            databases,
+        }
+    }
+}
+
+impl OperatorMetrics {
+    /// A pass of a controller has ended.
+    pub fn reconciled(&self, controller: &'static str, result: &'static str, took: Duration) {
+        self.reconciled.get_or_create(&Reconciled { controller, result }).inc();
+        if result == "error" {
+            self.errors.get_or_create(&Controller { controller }).inc();
+        }
+        self.reconcile_seconds.get_or_create(&Controller { controller }).observe(took.as_secs_f64());
+    }
+
+    /// State of a queue.
+    pub fn queue(&self, name: &'static str, depth: usize, active: usize) {
+        self.depth.get_or_create(&Named { name }).set(depth as i64);
+        self.active.get_or_create(&Controller { controller: name }).set(active as i64);
+    }
+
+    /// Whether this process leads.
+    pub fn leading(&self, leads: bool) {
+        self.leader.get_or_create(&Named { name: "conme-operator" }).set(i64::from(leads));
+    }
+
+    /// Comuni by readiness, and number of children known.
+    pub fn comuni(&self, ready: usize, not_ready: usize, children: usize) {
+        self.comuni.get_or_create(&Ready { ready: "true" }).set(ready as i64);
+        self.comuni.get_or_create(&Ready { ready: "false" }).set(not_ready as i64);
+        self.children.set(children as i64);
+    }
+
+    /// A child that somebody had changed is as it should be again.
+    pub fn drift_repaired(&self, kind: &'static str) {
+        self.drift.get_or_create(&OfKind { kind }).inc();
+    }
+
+    /// A database was looked at.
+    pub fn database(&self, result: &'static str) {
+        self.databases.get_or_create(&Result_ { result }).inc();
+    }
+
+    /// Everything in the text format of Prometheus.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if encode(&mut text, &registry).is_err() {
+            text.clear();
+        }
+        // The process itself goes before the end mark.
+        let end = text.rfind("# EOF").unwrap_or(text.len());
+        let mut process = String::new();
+        if let Some((resident, seconds)) = process_figures() {
+            let _ = write!(
+                process,
+                "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes {resident}\n\
+                 # TYPE process_cpu_seconds counter\nprocess_cpu_seconds_total {seconds}\n"
+            );
+        }
+        text.insert_str(end, &process);
+        text
+    }
+}
+
+impl conme_cluster::Metrics for OperatorMetrics {
+    fn call(&self, method: &'static str, code: u16, took: Duration) {
+        let code = if code == 0 { "<error>".to_owned() } else { code.to_string() };
+        self.calls.get_or_create(&Call { code, method }).inc();
+        self.call_seconds.get_or_create(&Named { name: method }).observe(took.as_secs_f64());
+    }
+}
+
+/// Resident memory in bytes and CPU time in seconds of this process, as Linux tells them (proc(5)).
+fn process_figures() -> Option<(u64, f64)> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.trim().trim_end_matches("kB").trim().parse().ok()?;
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: u64 = fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?;
+    Some((kibibytes * 1024, ticks as f64 / 100.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_those_that_dashboards_know() {
+        let metrics = OperatorMetrics::default();
+        metrics.reconciled("comune", "error", Duration::from_millis(3));
+        metrics.queue("comune", 2, 1);
+        metrics.leading(true);
+        metrics.comuni(21, 1, 600);
+        metrics.drift_repaired("ResourceQuota");
+        metrics.database("ready");
+        conme_cluster::Metrics::call(&metrics, "PATCH", 200, Duration::from_millis(1));
+        let text = metrics.text();
+        for line in [
+            "controller_runtime_reconcile_total{controller=\"comune\",result=\"error\"} 1",
+            "controller_runtime_reconcile_errors_total{controller=\"comune\"} 1",
+            "workqueue_depth{name=\"comune\"} 2",
+            "rest_client_requests_total{code=\"200\",method=\"PATCH\"} 1",
+            "leader_election_master_status{name=\"conme-operator\"} 1",
+            "conme_comuni{ready=\"true\"} 21",
+            "conme_drift_repaired_total{kind=\"ResourceQuota\"} 1",
+            "process_resident_memory_bytes ",
+        ] {
+            assert!(text.contains(line), "{line} is missing from\n{text}");
+        }
+        assert!(text.trim_end().ends_with("# EOF"));
+    }
+}

@@ -1,0 +1,304 @@
+//! `conme-operator run`: wires everything together.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use conme_api::{Comune, DataCenter, ServiceTemplate};
+use conme_blueprint::Kind;
+use conme_cluster::{Calls, Executor, Index, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own};
+use kube::{Config, ResourceExt, runtime::watcher::Event};
+use tokio::{sync::watch, task::JoinSet};
+
+use crate::{
+    catalogue, comune,
+    context::Context,
+    databases,
+    events::Events,
+    metrics::OperatorMetrics,
+    queue::Queue,
+    web::{Vitals, serve},
+    world::World,
+};
+
+/// Settings of `conme-operator run`.
+#[derive(Clone, Debug)]
+pub struct RunOptions {
+    /// The operator's own namespace: its lease and the credentials of database servers are there.
+    pub namespace: String,
+    /// Name of its ServiceAccount, which it binds in the namespaces of the Comuni.
+    pub service_account: String,
+    /// DataCenter that it serves.
+    pub data_center: String,
+    /// Address of health, readiness and metrics.
+    pub listen: SocketAddr,
+    /// Name of this process in the lease: stable over restarts of the same replica.
+    pub identity: String,
+    /// Comuni that are worked on at the same time.
+    pub workers: usize,
+    /// Calls to the API server that may be under way at the same time.
+    pub calls: usize,
+    /// Databases that are worked on at the same time.
+    pub database_workers: usize,
+    /// Time after which databases and Secrets are looked at again without a cause.
+    pub recheck: Duration,
+}
+
+/// Runs the operator until it is told to stop or loses its leadership.
+///
+/// # Errors
+/// When the API server cannot be spoken to at all, or leadership was lost.
+pub async fn run(options: RunOptions) -> anyhow::Result<()> {
+    let config = Config::infer().await?;
+    let client = bounded_client(config)?;
+    let metrics = Arc::new(OperatorMetrics::default());
+    let calls = Calls::new(metrics.clone());
+    let index = Arc::new(Mutex::new(Index::default()));
+    let context = Arc::new(Context {
+        executor: Executor::new(client.clone(), calls.clone(), options.calls, index.clone()),
+        client: client.clone(),
+        calls: calls.clone(),
+        index,
+        world: Mutex::new(World::new(&options.data_center)),
+        comuni: Queue::default(),
+        databases: Queue::default(),
+        catalogue: Queue::default(),
+        events: Events::new(client.clone(), &options.identity),
+        metrics: metrics.clone(),
+        namespace: options.namespace.clone(),
+        service_account: options.service_account.clone(),
+        recheck: options.recheck,
+        secured: tokio::sync::Mutex::default(),
+        told: Mutex::default(),
+    });
+
+    let mut loops = JoinSet::new();
+    let watches = start_watches(&context, &mut loops);
+    let alive = Arc::new(AtomicBool::new(true));
+    let vitals = Vitals {
+        watches: watches.clone(),
+        loops_alive: alive.clone(),
+        metrics: metrics.clone(),
+        context: context.clone(),
+    };
+    let web = tokio::spawn(serve(options.listen, Arc::new(vitals)));
+
+    let (leading, mut leads) = watch::channel(false);
+    let lease_name = "conme-operator";
+    let holder = {
+        let (client, calls, options) = (client.clone(), calls.clone(), options.clone());
+        tokio::spawn(async move {
+            lease::hold(client, calls, &options.namespace, lease_name, &options.identity, &leading).await;
+        })
+    };
+
+    let work = async {
+        leads.wait_for(|leads| *leads).await?;
+        metrics.leading(true);
+        while !watches.iter().all(WatchHealth::is_synced) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tracing::info!("leading, and every cache is complete");
+        begin(&context);
+        start_workers(&context, &options, &mut loops);
+        // None of the loops ends by itself.
+        let ended = loops.join_next().await;
+        alive.store(false, Ordering::Release);
+        anyhow::bail!("a loop has ended unexpectedly: {ended:?}")
+    };
+    let result = tokio::select! {
+        result = work => result,
+        _ = holder => Err(anyhow::anyhow!("leadership was lost; another process goes on")),
+        ended = web => match ended {
+            Ok(result) => result,
+            Err(error) => Err(error.into()),
+        },
+        () = stopped() => {
+            tracing::info!("stopping");
+            lease::release(client, calls, &options.namespace, lease_name, &options.identity).await;
+            Ok(())
+        }
+    };
+    metrics.leading(false);
+    result
+}
+
+async fn stopped() {
+    let interrupt = tokio::signal::ctrl_c();
+    match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            tokio::select! {
+                _ = interrupt => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        Err(_) => {
+            let _ = interrupt.await;
+        }
+    }
+}
+
+/// Everything is looked at once, also what no longer has a Comune.
+fn begin(context: &Context) {
+    let mut names = context.world().comune_names();
+    names.extend(context.index().comuni().map(str::to_owned));
+    for name in names {
+        context.comuni.add(&name);
+    }
+    context.catalogue.add(catalogue::ALL);
+}
+
+fn start_watches(context: &Arc<Context>, loops: &mut JoinSet<()>) -> Vec<WatchHealth> {
+    let mut watches = Vec::new();
+    let mut health = |name: &str| {
+        let health = WatchHealth::new(name);
+        watches.push(health.clone());
+        health
+    };
+    let client = &context.client;
+    for kind in Kind::ALL {
+        let shared = context.clone();
+        let handle = move |event| on_child(&shared, kind, event);
+        loops.spawn(watch_children(client.clone(), kind, health(kind.plural()), handle));
+    }
+    let shared = context.clone();
+    loops.spawn(watch_own::<Comune>(client.clone(), health("comuni"), move |event| on_comune(&shared, event)));
+    let shared = context.clone();
+    loops.spawn(watch_own::<DataCenter>(client.clone(), health("datacenters"), move |event| {
+        on_data_center(&shared, event);
+    }));
+    let shared = context.clone();
+    loops.spawn(watch_own::<ServiceTemplate>(client.clone(), health("servicetemplates"), move |event| {
+        on_template(&shared, event);
+    }));
+    watches
+}
+
+fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
+    let touched = {
+        let mut index = context.index();
+        match event {
+            Event::Init => {
+                index.relist(kind);
+                Vec::new()
+            }
+            Event::InitApply(object) | Event::Apply(object) => vec![index.seen(kind, object)],
+            Event::Delete(object) => vec![index.gone(kind, &object)],
+            Event::InitDone => index.relisted(kind),
+        }
+    };
+    for Touched { comune, namespace, drift: _ } in touched {
+        if let Some(comune) = comune {
+            context.comuni.add(&comune);
+        }
+        if let Some(namespace) = namespace {
+            let claimants = context.world().claimants_of_namespace(&namespace);
+            claimants.iter().for_each(|name| context.comuni.add(name));
+        }
+    }
+}
+
+fn on_comune(context: &Context, event: Event<Comune>) {
+    let touched = {
+        let mut world = context.world();
+        match event {
+            Event::Init => {
+                world.relist_comuni();
+                return;
+            }
+            Event::InitApply(comune) | Event::Apply(comune) => world.put_comune(comune),
+            Event::Delete(comune) => world.remove_comune(&comune.name_any()),
+            Event::InitDone => world.relisted_comuni(),
+        }
+    };
+    if touched.is_empty() {
+        return;
+    }
+    touched.iter().for_each(|name| context.comuni.add(name));
+    tell_catalogue(context);
+}
+
+fn on_data_center(context: &Context, event: Event<DataCenter>) {
+    let matters = {
+        let mut world = context.world();
+        match event {
+            Event::InitApply(data_center) | Event::Apply(data_center) => world.put_data_center(data_center),
+            Event::Delete(data_center) => world.remove_data_center(&data_center.name_any()),
+            Event::Init | Event::InitDone => return,
+        }
+    };
+    if matters {
+        let names = context.world().comune_names();
+        names.iter().for_each(|name| context.comuni.add(name));
+    }
+    tell_catalogue(context);
+}
+
+fn on_template(context: &Context, event: Event<ServiceTemplate>) {
+    let users = {
+        let mut world = context.world();
+        match event {
+            Event::InitApply(template) | Event::Apply(template) => world.put_template(template),
+            Event::Delete(template) => world.remove_template(&template.name_any()),
+            Event::Init | Event::InitDone => return,
+        }
+    };
+    users.iter().for_each(|name| context.comuni.add(name));
+    tell_catalogue(context);
+}
+
+/// The sums are told a little later, so that many changes make one write.
+fn tell_catalogue(context: &Context) {
+    context.catalogue.add_after(catalogue::ALL, Duration::from_secs(1));
+}
+
+fn start_workers(context: &Arc<Context>, options: &RunOptions, loops: &mut JoinSet<()>) {
+    for _ in 0..options.workers {
+        let context = context.clone();
+        loops.spawn(async move {
+            work(&context, "comune", |context| &context.comuni, comune::reconcile).await;
+        });
+    }
+    for _ in 0..options.database_workers {
+        let context = context.clone();
+        loops.spawn(async move {
+            work(&context, "database", |context| &context.databases, databases::reconcile).await;
+        });
+    }
+    let context = context.clone();
+    loops.spawn(async move {
+        work(&context, "catalogue", |context| &context.catalogue, catalogue::reconcile).await;
+    });
+}
+
+async fn work(
+    context: &Context,
+    controller: &'static str,
+    queue: fn(&Context) -> &Queue,
+    reconcile: impl AsyncFn(&Context, &str) -> anyhow::Result<()>,
+) {
+    let queue = queue(context);
+    loop {
+        let name = queue.next().await;
+        let begin = Instant::now();
+        let result = reconcile(context, &name).await;
+        let outcome = match result {
+            Ok(()) => {
+                queue.succeeded(&name);
+                "success"
+            }
+            Err(error) => {
+                let again = queue.add_after_failure(&name);
+                tracing::warn!(controller, %name, %error, again_in_ms = again.as_millis() as u64, "a pass failed");
+                "error"
+            }
+        };
+        context.metrics.reconciled(controller, outcome, begin.elapsed());
+        queue.done(&name);
+    }
+}
