@@ -72,11 +72,13 @@ impl Register {
             name: name.clone(),
         };
         let claims = claims(comune, self.data_center.as_ref());
-        if let Some(entry) = self.entries.get_mut(&name) {
-            if entry.comune.spec == comune.spec && entry.seniority == seniority && entry.claims == claims {
-                entry.comune.status = comune.status.clone();
-                return BTreeSet::new();
-            }
+        if let Some(entry) = self.entries.get_mut(&name)
+            && entry.comune.spec == comune.spec
+            && entry.seniority == seniority
+            && entry.claims == claims
+        {
+            entry.comune.status = comune.status.clone();
+            return BTreeSet::new();
         }
         let mut touched = self.withdraw(&name);
         for claim in &claims {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use conme_api::{
     Comune, ComuneStatus, DatabaseStatus, NamespaceStatus, Orphan, QuotaStatus, ServerStatus, ServiceStatus,
-    Summary, reasons,
+    Summary, VolumeKind, reasons,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -34,6 +34,13 @@ struct Verdicts<'a> {
     paused: bool,
 }
 
+impl Verdicts<'_> {
+    fn problem_of(&self, database: &str) -> Option<&Problem> {
+        let scope = Scope::Database(database.into());
+        self.verdict.problems.iter().find(|problem| problem.scope == scope)
+    }
+}
+
 type Finding = (bool, &'static str, String);
 
 /// The status of a Comune after a pass. `plan` is what is still left to do.
@@ -54,7 +61,7 @@ pub fn report(
     status.seniority = previous.seniority.clone().or_else(|| valid.map(|_| rfc3339(now)));
     status.tier = valid.map(|valid| valid.tier.clone()).or_else(|| previous.tier.clone());
     status.namespaces = match valid {
-        Some(valid) => namespaces(valid, observed),
+        Some(valid) => namespaces(valid, plan, observed),
         None => previous.namespaces.clone(),
     };
     status.databases = databases(comune, &previous, &facts);
@@ -174,23 +181,33 @@ fn admitted(facts: &Verdicts<'_>) -> Finding {
 }
 
 fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Finding {
-    if facts.verdict.valid.is_none() {
-        return (
-            false,
-            reasons::INVALID,
-            "nothing is changed until the problems of the manifest are solved".into(),
-        );
-    }
-    if type_ == reasons::NAMESPACES_READY && !facts.plan.clashes.is_empty() {
-        let messages: Vec<&str> = facts.plan.clashes.iter().map(|clash| clash.message.as_str()).collect();
-        return (false, reasons::CONFLICT, messages.join("; "));
-    }
     if type_ == reasons::SERVICES_DEPLOYED {
         let of_services: Vec<&Problem> =
             facts.verdict.problems.iter().filter(|p| matches!(p.scope, Scope::Service(_))).collect();
         if let Some(first) = of_services.first() {
             return (false, first.reason, join(&of_services));
         }
+    }
+    let Some(valid) = &facts.verdict.valid else {
+        return (
+            false,
+            reasons::INVALID,
+            "nothing is changed until the problems of the manifest are solved".into(),
+        );
+    };
+    // Nothing is built in a namespace that belongs to somebody else.
+    let clashes: Vec<&str> = facts
+        .plan
+        .clashes
+        .iter()
+        .filter(|clash| {
+            type_ != reasons::SERVICES_DEPLOYED
+                || valid.services.iter().any(|service| service.namespace == clash.namespace)
+        })
+        .map(|clash| clash.message.as_str())
+        .collect();
+    if !clashes.is_empty() {
+        return (false, reasons::CONFLICT, clashes.join("; "));
     }
     let failed: Vec<String> = facts
         .failures
@@ -241,18 +258,16 @@ fn databases_ready(comune: &Comune, status: &ComuneStatus) -> Finding {
     if comune.spec.databases.is_empty() {
         return (true, reasons::NONE_DECLARED, "no databases are declared".into());
     }
-    let failed: Vec<&DatabaseStatus> = status.databases.iter().filter(|database| !database.ready).collect();
+    let mut failed: Vec<&DatabaseStatus> =
+        status.databases.iter().filter(|database| !database.ready).collect();
+    // The worst news is not hidden behind the others.
+    failed.sort_by_key(|database| database.reason != reasons::DATA_MISSING);
     match failed.first() {
         None => (true, reasons::AS_DECLARED, format!("{} databases are as declared", status.databases.len())),
         Some(first) => {
-            // The worst news is not hidden behind the first.
-            let reason = failed
-                .iter()
-                .find(|database| database.reason == reasons::DATA_MISSING)
-                .map_or(first.reason.as_str(), |database| database.reason.as_str());
             let messages: Vec<String> =
                 failed.iter().map(|database| format!("{}: {}", database.name, database.message)).collect();
-            (false, known_reason(reason), messages.join("; "))
+            (false, known_reason(&first.reason), messages.join("; "))
         }
     }
 }
@@ -356,7 +371,8 @@ fn join(problems: &[&Problem]) -> String {
     texts.join("; ")
 }
 
-fn namespaces(valid: &ValidComune, observed: &Observed) -> Vec<NamespaceStatus> {
+fn namespaces(valid: &ValidComune, plan: &Plan, observed: &Observed) -> Vec<NamespaceStatus> {
+    let is_own = |namespace: &str| !plan.clashes.iter().any(|clash| clash.namespace == namespace);
     let of_environment = |namespace: &str, environment: &str| {
         let at = ChildRef::of_namespace(namespace);
         let seen = observed.children.get(&at)?;
@@ -366,7 +382,8 @@ fn namespaces(valid: &ValidComune, observed: &Observed) -> Vec<NamespaceStatus> 
             uid: seen.uid.clone(),
         })
     };
-    valid.environments.iter().filter_map(|e| of_environment(&e.namespace, &e.name)).collect()
+    let own = valid.environments.iter().filter(|environment| is_own(&environment.namespace));
+    own.filter_map(|e| of_environment(&e.namespace, &e.name)).collect()
 }
 
 fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> Vec<DatabaseStatus> {
@@ -385,7 +402,18 @@ fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> 
                 crate::names::namespace(&name, &database.environment),
                 crate::names::binding_secret(&database.name)
             );
-            match facts.observed.databases.get(&database.name) {
+            let seen = facts.observed.databases.get(&database.name);
+            let problem = facts.problem_of(&database.name);
+            // Right after a start nothing has been seen yet: what was told of this very manifest still holds, and
+            // that data are missing holds until they have been seen.
+            let same = previous.observed_generation == comune.metadata.generation;
+            let told = before.filter(|before| {
+                before.reason == reasons::DATA_MISSING || (before.ready && same && problem.is_none())
+            });
+            if let (None, Some(told)) = (seen, told) {
+                return told.clone();
+            }
+            match seen.filter(|_| problem.is_none()) {
                 Some(DatabaseSeen::Ready { system_identifier, provisioned_at, database: on_server }) => {
                     DatabaseStatus {
                         name: database.name.clone(),
@@ -413,14 +441,15 @@ fn failed_database(
     server: String,
     secret: String,
 ) -> DatabaseStatus {
-    let of_this = |problem: &&Problem| problem.scope == Scope::Database(name.into());
-    let (reason, message) =
-        match (facts.verdict.problems.iter().find(of_this), facts.observed.databases.get(name)) {
-            (Some(problem), _) => (problem.reason, format!("{}: {}", problem.path, problem.message)),
-            (None, Some(DatabaseSeen::Failed { reason, message })) => (*reason, message.clone()),
-            _ if facts.paused => (reasons::PAUSED, "spec.paused is set".into()),
-            _ => (reasons::IN_PROGRESS, "it is being provisioned".into()),
-        };
+    let (reason, message) = match (facts.problem_of(name), facts.observed.databases.get(name)) {
+        (_, Some(DatabaseSeen::Failed { reason, message })) if *reason == reasons::DATA_MISSING => {
+            (*reason, message.clone())
+        }
+        (Some(problem), _) => (problem.reason, format!("{}: {}", problem.path, problem.message)),
+        (None, Some(DatabaseSeen::Failed { reason, message })) => (*reason, message.clone()),
+        _ if facts.paused => (reasons::PAUSED, "spec.paused is set".into()),
+        _ => (reasons::IN_PROGRESS, "it is being provisioned".into()),
+    };
     DatabaseStatus {
         name: name.into(),
         ready: false,
@@ -492,17 +521,28 @@ fn quota(valid: &ValidComune, observed: &Observed) -> QuotaStatus {
 }
 
 fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: Timestamp) -> Vec<Orphan> {
-    let Some(valid) = &facts.verdict.valid else { return previous.orphans.clone() };
     let since_when = |kind: &str, name: &str| {
         let known = previous.orphans.iter().find(|orphan| orphan.kind == kind && orphan.name == name);
         known.map_or_else(|| rfc3339(now), |orphan| orphan.since.clone())
     };
-    let mut orphans: Vec<Orphan> = facts
-        .plan
-        .orphans
-        .iter()
-        .map(|(name, since)| Orphan { kind: "Namespace".into(), name: name.clone(), since: since.clone() })
-        .collect();
+    // What a manifest that is invalid asks for is not known: nothing is added, and nothing forgotten.
+    let known_before = |kind: Kind| {
+        let of_kind = previous.orphans.iter().filter(move |orphan| orphan.kind == kind.name());
+        of_kind.cloned().collect::<Vec<_>>()
+    };
+    let mut orphans: Vec<Orphan> = match &facts.verdict.valid {
+        Some(_) => facts
+            .plan
+            .orphans
+            .iter()
+            .map(|(name, since)| Orphan {
+                kind: "Namespace".into(),
+                name: name.clone(),
+                since: since.clone(),
+            })
+            .collect(),
+        None => known_before(Kind::Namespace),
+    };
 
     let declared: BTreeSet<&str> =
         comune.spec.databases.iter().map(|database| database.name.as_str()).collect();
@@ -532,12 +572,16 @@ fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: 
         orphans.push(Orphan { kind: "Database".into(), name, since });
     }
 
+    let Some(valid) = &facts.verdict.valid else {
+        orphans.extend(known_before(Kind::PersistentVolumeClaim));
+        return orphans;
+    };
     let wanted: BTreeSet<(String, String)> = valid
         .services
         .iter()
         .flat_map(|service| {
-            let claims = service.version.volumes.iter();
-            claims.map(|volume| {
+            let volumes = service.version.volumes.iter();
+            volumes.filter(|volume| volume.kind == VolumeKind::Persistent).map(|volume| {
                 (service.namespace.clone(), crate::names::volume_claim(&service.spec.name, &volume.name))
             })
         })

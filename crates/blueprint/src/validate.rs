@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use conme_api::{
     Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Environment, Parameter, ParameterType,
     Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion, Totals,
-    TrafficRule, VolumeKind, reasons,
+    TrafficRule, reasons,
 };
 use kube::ResourceExt;
 
@@ -166,7 +166,7 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
         .iter()
         .filter_map(|database| valid_database(&name, database, data_center, &mut problems))
         .collect();
-    let services: Vec<ValidService> = spec
+    let services = spec
         .services
         .iter()
         .filter_map(|service| {
@@ -174,7 +174,6 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
             valid_service(service, &context, site, &mut problems)
         })
         .collect();
-    let services = without_shared_claims(services, &mut problems);
     let stopped = problems.0.iter().any(|problem| problem.scope == Scope::Comune);
     let valid = size.filter(|_| !stopped).map(|size| ValidComune {
         identity: identity(spec),
@@ -240,34 +239,6 @@ fn granted(
     Some(Size { tier, totals, missing })
 }
 
-/// `<service>-<volume>` can be the same for two services (`a` + `b-c`, `a-b` + `c`): the second one is refused.
-fn without_shared_claims(services: Vec<ValidService>, problems: &mut Problems) -> Vec<ValidService> {
-    let mut taken: BTreeMap<(String, String), String> = BTreeMap::new();
-    services
-        .into_iter()
-        .filter(|service| {
-            let name = &service.spec.name;
-            let volumes = service.version.volumes.iter();
-            let claims: Vec<(String, String)> = volumes
-                .filter(|volume| volume.kind == VolumeKind::Persistent)
-                .map(|volume| (service.namespace.clone(), names::volume_claim(name, &volume.name)))
-                .collect();
-            let shared = claims.iter().find_map(|claim| Some((&claim.1, taken.get(claim)?)));
-            if let Some((claim, other)) = shared {
-                problems.add(
-                    Scope::Service(name.clone()),
-                    reasons::CONFLICT,
-                    &format!("spec.services[{name}].name"),
-                    format!("its volume claim `{claim}` is that of the service `{other}`; choose another name for the service"),
-                );
-                return false;
-            }
-            taken.extend(claims.into_iter().map(|claim| (claim, name.clone())));
-            true
-        })
-        .collect()
-}
-
 #[derive(Default)]
 struct Problems(Vec<Problem>);
 
@@ -279,15 +250,15 @@ impl Problems {
 
 fn check_claims(comune: &Comune, register: &Register, problems: &mut Problems) {
     let name = comune.name_any();
-    if let Some(istat) = &comune.spec.entity.istat {
-        if let Some(holder) = register.senior_holder(&name, &Claim::Istat(istat.clone())) {
-            problems.add(
-                Scope::Comune,
-                reasons::CONFLICT,
-                "spec.entity.istat",
-                format!("the ISTAT code {istat} belongs to the Comune `{holder}`, which had it first; correct the code or remove one of the two"),
-            );
-        }
+    if let Some(istat) = &comune.spec.entity.istat
+        && let Some(holder) = register.senior_holder(&name, &Claim::Istat(istat.clone()))
+    {
+        problems.add(
+            Scope::Comune,
+            reasons::CONFLICT,
+            "spec.entity.istat",
+            format!("the ISTAT code {istat} belongs to the Comune `{holder}`, which had it first; correct the code or remove one of the two"),
+        );
     }
     for environment in &comune.spec.environments {
         let namespace = names::namespace(&name, &environment.name);
@@ -538,18 +509,6 @@ fn valid_service(
     let mut refuse = |field: &str, reason: &'static str, message: String| {
         problems.add(scope.clone(), reason, &path(field), message);
     };
-    // Objects of a service are called like it; the operator's own and the cluster's own come before it.
-    if service.name == "default" || service.name.starts_with(names::PREFIX) {
-        refuse(
-            "name",
-            reasons::INVALID,
-            format!(
-                "the name `{}` is reserved (default, {}...); choose another name for the service",
-                service.name,
-                names::PREFIX
-            ),
-        );
-    }
     let Some(template) = site.templates.get(&service.template) else {
         let known: Vec<&str> = site.templates.keys().map(String::as_str).collect();
         refuse(
@@ -576,9 +535,10 @@ fn valid_service(
     };
     let hostname_of = |service: &Service| {
         let domain = &context.data_center.spec.ingress.domain;
-        service.hostname.clone().unwrap_or_else(|| {
-            names::default_hostname(&service.name, &service.environment, &comune, domain)
-        })
+        service
+            .hostname
+            .clone()
+            .unwrap_or_else(|| names::default_hostname(&service.name, &service.environment, &comune, domain))
     };
     let hostname = hostname_of(service);
     if let Some(holder) = site.register.senior_holder(&comune, &Claim::Hostname(hostname.clone())) {
@@ -660,7 +620,10 @@ fn valid_service(
             ),
         );
     }
-    if bound.is_none() && engines.is_empty() && version.env.iter().any(|variable| variable.from_binding.is_some()) {
+    if bound.is_none()
+        && engines.is_empty()
+        && version.env.iter().any(|variable| variable.from_binding.is_some())
+    {
         refuse(
             "database",
             reasons::INVALID,

@@ -5,7 +5,18 @@ use std::{collections::BTreeSet, process::Command};
 
 /// What a decision must not be able to reach.
 const FORBIDDEN: [&str; 12] = [
-    "tokio", "hyper", "hyper-util", "tower", "kube-client", "kube-runtime", "reqwest", "rustls", "mio", "rand", "getrandom", "fastrand",
+    "tokio",
+    "hyper",
+    "hyper-util",
+    "tower",
+    "kube-client",
+    "kube-runtime",
+    "reqwest",
+    "rustls",
+    "mio",
+    "rand",
+    "getrandom",
+    "fastrand",
 ];
 
 fn dependencies(package: &str) -> BTreeSet<String> {
@@ -23,7 +34,10 @@ fn dependencies(package: &str) -> BTreeSet<String> {
 fn the_pure_crates_reach_no_runtime_no_network_and_no_chance() {
     for (package, expected) in [("conme-api", "schemars"), ("conme-blueprint", "conme-api")] {
         let found = dependencies(package);
-        assert!(found.contains(package) && found.contains(expected), "the listing is not read right: {found:?}");
+        assert!(
+            found.contains(package) && found.contains(expected),
+            "the listing is not read right: {found:?}"
+        );
         let forbidden: Vec<&str> = FORBIDDEN.into_iter().filter(|name| found.contains(*name)).collect();
         assert_eq!(forbidden, [""; 0], "of {package}");
     }

@@ -16,7 +16,11 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
-use crate::{client::{Calls, words}, index::Index};
+use crate::{
+    client::{Calls, words},
+    index::Index,
+    watch::to_value,
+};
 
 /// How long the API server may take to learn of a RoleBinding that was just written.
 const BINDING_DELAY: Duration = Duration::from_secs(5);
@@ -105,7 +109,7 @@ impl Executor {
     /// What the API server answers.
     pub async fn read(&self, at: &ChildRef) -> kube::Result<Option<Value>> {
         let read = || async { self.calls.make("GET", self.api(at).get_opt(&at.name)).await };
-        Ok(self.patient(at, read).await?.map(to_value))
+        Ok(self.patient(at, read).await?.map(|object| to_value(at.kind, object)))
     }
 
     async fn apply(&self, at: &ChildRef, body: &Value, force: bool) -> kube::Result<()> {
@@ -134,7 +138,7 @@ impl Executor {
         };
         let object =
             self.calls.make("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
-        Ok(to_value(object))
+        Ok(to_value(at.kind, object))
     }
 
     async fn take_over(&self, at: &ChildRef, object: &Value) -> kube::Result<()> {
@@ -220,10 +224,4 @@ impl Executor {
 /// A refusal for want of quota has the same code as one for want of rights, and repeating it helps nobody.
 fn is_quota(message: &str) -> bool {
     message.contains("exceeded quota") || message.contains("is being terminated")
-}
-
-fn to_value(object: DynamicObject) -> Value {
-    let mut value = object.data;
-    value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
-    value
 }

@@ -71,11 +71,7 @@ pub async fn watch_children(client: Client, kind: Kind, health: WatchHealth, han
     }
     let mut handle = handle;
     run(watcher(api, config), health, move |event| {
-        let to_value = |object: DynamicObject| {
-            let mut value = object.data;
-            value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
-            value
-        };
+        let to_value = |object| to_value(kind, object);
         handle(match event {
             Event::Apply(object) => Event::Apply(to_value(object)),
             Event::Delete(object) => Event::Delete(to_value(object)),
@@ -85,6 +81,15 @@ pub async fn watch_children(client: Client, kind: Kind, health: WatchHealth, han
         });
     })
     .await;
+}
+
+/// An object as it stands in a manifest. In lists the API server leaves `apiVersion` and `kind` out.
+pub(crate) fn to_value(kind: Kind, object: DynamicObject) -> Value {
+    let mut value = object.data;
+    value["apiVersion"] = kind.api_version().into();
+    value["kind"] = kind.name().into();
+    value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
+    value
 }
 
 /// Watches one kind of the operator's own resources for ever. An object that cannot be read, as one made under an

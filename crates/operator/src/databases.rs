@@ -40,6 +40,18 @@ struct Task {
     secret: String,
 }
 
+impl Task {
+    /// Whether two tasks ask for the same. That a database has been provisioned meanwhile asks for nothing new.
+    fn asks_the_same(&self, other: &Self) -> bool {
+        let newly_provisioned = self.desired.provisioned.is_none() && other.desired.provisioned.is_some();
+        let mut other = other.clone();
+        if newly_provisioned {
+            other.desired.provisioned = None;
+        }
+        *self == other
+    }
+}
+
 /// Has a database looked at, if its declaration is new or its time has come.
 pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
     let name = comune.name_any();
@@ -48,8 +60,8 @@ pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
-    let known = state.task.as_ref() == Some(&task);
-    let pending = state.done.as_ref() != Some(&task);
+    let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
+    let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
     drop(world);
     if !known {

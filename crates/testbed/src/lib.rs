@@ -10,9 +10,11 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod control_plane;
+pub mod demo;
 mod dirs;
 mod helper;
 mod http;
+pub mod install;
 mod instance;
 mod kubeconfig;
 mod lock;

@@ -7,8 +7,8 @@ mod service;
 
 use std::collections::BTreeMap;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 pub use access::{OPERATOR_ROLE, TENANT_ADMIN_ROLE, TENANT_VIEWER_ROLE};
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use conme_api::keys;
 pub use guards::{DATABASES_POLICY, hard};
 use serde_json::{Value, json};

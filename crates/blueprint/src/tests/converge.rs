@@ -99,15 +99,8 @@ fn manifest() -> impl Strategy<Value = Manifest> {
         any::<bool>(),
         prop::bool::weighted(0.1),
     )
-        .prop_map(|(environments, first_share, services, databases, cpu, viewers, rule, paused)| Manifest {
-            environments,
-            first_share,
-            services,
-            databases,
-            cpu,
-            viewers,
-            rule,
-            paused,
+        .prop_map(|(environments, first_share, services, databases, cpu, viewers, rule, paused)| {
+            Manifest { environments, first_share, services, databases, cpu, viewers, rule, paused }
         })
 }
 
@@ -124,6 +117,12 @@ enum Event {
     Restart,
     /// Somebody changes a child.
     Tamper(usize, bool),
+    /// Somebody makes a namespace where there is none.
+    Foreign(&'static str),
+    /// Somebody deletes a namespace.
+    Deletion(&'static str),
+    /// Namespaces in the way are gone.
+    ClearTheWay,
     /// A database is provisioned, or its server dies.
     Database(&'static str, bool),
 }
@@ -135,7 +134,10 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         2 => manifest().prop_map(Event::Edit),
         4 => prop::collection::vec(fate, 0..40).prop_map(Event::Pass),
-        3 => prop::sample::select(namespaces).prop_map(Event::CatchUp),
+        3 => prop::sample::select(namespaces.clone()).prop_map(Event::CatchUp),
+        1 => prop::sample::select(namespaces.clone()).prop_map(Event::Foreign),
+        1 => prop::sample::select(namespaces).prop_map(Event::Deletion),
+        1 => Just(Event::ClearTheWay),
         1 => Just(Event::Restart),
         1 => (0_usize..60, any::<bool>()).prop_map(|(index, foreign)| Event::Tamper(index, foreign)),
         2 => (prop::sample::select(databases), any::<bool>()).prop_map(|(name, up)| Event::Database(name, up)),
@@ -196,7 +198,9 @@ fn check_exact(world: &World, comune: &ValidComune) {
                 assert!(hard.values().all(|amount| amount == "0"), "{at}: {hard:?}");
             }
             Kind::LimitRange => assert_eq!(at.name, "conme-limits"),
-            Kind::NetworkPolicy => assert!(at.name.starts_with("conme-") && at.name != "conme-databases", "{at}"),
+            Kind::NetworkPolicy => {
+                assert!(at.name.starts_with("conme-") && at.name != "conme-databases", "{at}")
+            }
             Kind::RoleBinding => assert!(at.name.starts_with("conme-"), "{at}"),
             _ => panic!("{at} is too much"),
         }
@@ -207,8 +211,6 @@ fn check_exact(world: &World, comune: &ValidComune) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
-
     #[test]
     fn it_ends_with_exactly_what_is_declared(
         first in manifest(),
@@ -234,6 +236,9 @@ proptest! {
                 Event::CatchUp(namespace) => world.catch_up(namespace),
                 Event::Restart => world.restart(),
                 Event::Tamper(index, foreign) => world.tamper(index, foreign),
+                Event::Foreign(name) => world.put_foreign_namespace(name, json!({"team": "x"}), json!({})),
+                Event::Deletion(name) => world.begin_deletion(name),
+                Event::ClearTheWay => world.clear_the_way(),
                 Event::Database(name, true) => {
                     world.databases.insert(name.into());
                 }
@@ -243,6 +248,7 @@ proptest! {
             }
         }
         world.databases = comune.databases.iter().map(|database| database.spec.name.clone()).collect();
+        world.clear_the_way();
         settle(&mut world, &comune, time);
         check_exact(&world, &comune);
 

@@ -92,13 +92,18 @@ fn the_message_of_a_clash_names_the_command_that_hands_a_namespace_over() {
     let mut world = World::default();
     world.put_foreign_namespace(PRODUZIONE, json!({}), json!({}));
     let message = planned(&world, &comune).clashes[0].message.clone();
-    assert!(message.contains("kubectl annotate namespace dolo-produzione conme.venis.it/adopt=dolo"), "{message}");
+    assert!(
+        message.contains("kubectl annotate namespace dolo-produzione conme.venis.it/adopt=dolo"),
+        "{message}"
+    );
 }
 
 #[test]
 fn an_annotation_of_the_sad_hands_a_namespace_over() {
     let comune = valid(&fixtures::full_comune());
-    for labels in [json!({"team": "x"}), json!({keys::MANAGED_BY: "conme", keys::COMUNE: "stra"}), own_labels("027099")] {
+    for labels in
+        [json!({"team": "x"}), json!({keys::MANAGED_BY: "conme", keys::COMUNE: "stra"}), own_labels("027099")]
+    {
         let mut world = World::with_databases(["protocollo"]);
         world.put_foreign_namespace(PRODUZIONE, labels.clone(), json!({keys::ADOPT: "dolo"}));
         let at = ChildRef::of_namespace(PRODUZIONE);
@@ -155,7 +160,8 @@ fn an_environment_that_left_the_manifest_is_closed_kept_and_comes_back() {
     assert_eq!(namespace["labels"][keys::ORPHANED], "true");
     assert_eq!(namespace["annotations"][keys::ORPHANED_AT], "2026-03-02T09:30:00Z");
     assert_eq!(namespace["labels"]["pod-security.kubernetes.io/enforce"], "baseline", "its level stays");
-    let quota = &world.objects[&ChildRef::new(Kind::ResourceQuota, COLLAUDO, "conme-quota")].body["spec"]["hard"];
+    let quota =
+        &world.objects[&ChildRef::new(Kind::ResourceQuota, COLLAUDO, "conme-quota")].body["spec"]["hard"];
     assert!(quota.as_object().unwrap().len() > 10, "{quota}");
     assert!(quota.as_object().unwrap().values().all(|amount| amount == "0"), "{quota}");
     for (kind, name) in [
@@ -233,6 +239,22 @@ fn nothing_is_sent_into_a_namespace_that_is_being_deleted() {
 }
 
 #[test]
+fn an_orphan_that_is_being_deleted_is_let_go() {
+    let full = fixtures::full_comune();
+    let mut world = settled(&valid(&full));
+    let shrunk = edited(&full, |comune| {
+        comune["spec"]["environments"] = json!([{"name": "produzione", "share": 80}]);
+        comune["spec"]["services"].as_array_mut().unwrap().pop();
+    });
+    let shrunk = valid(&shrunk);
+    settle(&mut world, &shrunk);
+    world.objects.get_mut(&ChildRef::of_namespace(COLLAUDO)).unwrap().terminating = true;
+    let plan = planned(&world, &shrunk);
+    assert!(plan.is_empty(), "{:?}", plan.actions().map(Action::at).collect::<Vec<_>>());
+    assert_eq!((plan.waits, plan.orphans), (vec![], BTreeMap::new()));
+}
+
+#[test]
 fn a_child_that_is_being_deleted_is_waited_for() {
     let comune = valid(&fixtures::full_comune());
     let mut world = settled(&comune);
@@ -249,7 +271,11 @@ fn a_child_that_is_being_deleted_is_waited_for() {
 fn an_abandoned_comune_is_marked_once_and_nothing_else_is_touched() {
     let comune = valid(&fixtures::full_comune());
     let mut world = settled(&comune);
-    world.put_foreign_namespace("stra-produzione", json!({keys::MANAGED_BY: "conme", keys::COMUNE: "stra"}), json!({}));
+    world.put_foreign_namespace(
+        "stra-produzione",
+        json!({keys::MANAGED_BY: "conme", keys::COMUNE: "stra"}),
+        json!({}),
+    );
     world.put_foreign_namespace("x", json!({"team": "x"}), json!({}));
     // Not made by the operator, whatever its label says.
     world.put_foreign_namespace("y", json!({keys::COMUNE: "dolo"}), json!({}));
@@ -279,7 +305,8 @@ fn an_abandoned_comune_is_marked_once_and_nothing_else_is_touched() {
 fn a_service_with_a_problem_keeps_what_it_has() {
     let full = fixtures::full_comune();
     let world = settled(&valid(&full));
-    let objects: BTreeSet<&ChildRef> = world.objects.keys().filter(|at| at.name.starts_with("portale")).collect();
+    let objects: BTreeSet<&ChildRef> =
+        world.objects.keys().filter(|at| at.name.starts_with("portale")).collect();
     assert_eq!(objects.len(), 9, "{objects:?}");
     for (what, edit) in [
         ("template", json!({"template": "ghost"})),
@@ -294,7 +321,8 @@ fn a_service_with_a_problem_keeps_what_it_has() {
         let verdict = verdict(&broken);
         assert_eq!(verdict.problems.len(), 1, "{what}");
         let plan = planned(&world, &verdict.valid.unwrap());
-        let touched: Vec<&ChildRef> = plan.actions().map(Action::at).filter(|at| objects.contains(at)).collect();
+        let touched: Vec<&ChildRef> =
+            plan.actions().map(Action::at).filter(|at| objects.contains(at)).collect();
         assert_eq!(touched, Vec::<&ChildRef>::new(), "{what}");
     }
     // What is really gone from the manifest goes, but for its data.
@@ -302,12 +330,9 @@ fn a_service_with_a_problem_keeps_what_it_has() {
         comune["spec"]["services"].as_array_mut().unwrap().remove(0);
     });
     let plan = planned(&world, &valid(&removed));
-    let deleted: BTreeSet<&ChildRef> = plan
-        .actions()
-        .filter(|action| matches!(action, Action::Delete { .. }))
-        .map(Action::at)
-        .collect();
-    let data = ChildRef::new(Kind::PersistentVolumeClaim, PRODUZIONE, "portale-dati");
+    let deleted: BTreeSet<&ChildRef> =
+        plan.actions().filter(|action| matches!(action, Action::Delete { .. })).map(Action::at).collect();
+    let data = ChildRef::new(Kind::PersistentVolumeClaim, PRODUZIONE, "portale--dati");
     assert_eq!(deleted, objects.iter().copied().filter(|at| **at != data).collect());
 }
 
@@ -328,7 +353,10 @@ fn a_database_with_a_problem_does_not_cut_a_running_service_off() {
             }
         });
         let plan = planned(&world, &verdict(&broken).valid.unwrap());
-        assert!(!plan.actions().any(|action| *action.at() == policy), "{edit}: the way to the database is closed");
+        assert!(
+            !plan.actions().any(|action| *action.at() == policy),
+            "{edit}: the way to the database is closed"
+        );
     }
     // A database that leaves the manifest takes the way to it along.
     let removed = edited(&full, |comune| {
@@ -349,7 +377,10 @@ fn a_service_waits_for_its_database_but_a_deployed_one_does_not() {
         assert!(!portale(&plan));
         assert!(plan.actions().any(|action| action.at().name == "mappe"), "the others do not wait");
         let waits: Vec<(&str, &str)> = plan.waits.iter().map(|w| (w.condition, w.message.as_str())).collect();
-        assert_eq!(waits, [(reasons::SERVICES_DEPLOYED, "the service `portale` waits for its database `protocollo`")]);
+        assert_eq!(
+            waits,
+            [(reasons::SERVICES_DEPLOYED, "the service `portale` waits for its database `protocollo`")]
+        );
     }
     assert!(portale(&plan(&comune, &only_databases(&comune), now())));
 
@@ -358,7 +389,8 @@ fn a_service_waits_for_its_database_but_a_deployed_one_does_not() {
     world.databases.clear();
     let quiet = planned(&world, &comune);
     assert!(quiet.is_empty() && quiet.waits.is_empty(), "{:?}", quiet.waits);
-    let more = edited(&fixtures::full_comune(), |comune| comune["spec"]["services"][0]["replicas"] = json!(3));
+    let more =
+        edited(&fixtures::full_comune(), |comune| comune["spec"]["services"][0]["replicas"] = json!(3));
     let plan = planned(&world, &valid(&more));
     assert!(portale(&plan));
     // Its pods are gone and the database, too: it keeps the rest and waits.
@@ -377,7 +409,9 @@ fn the_same_manifest_gives_the_same_bytes() {
     assert_eq!(all(&valid(&full)), all(&valid(&full)));
     // Nor does the instant matter, nor what the status says.
     let mut told = full.clone();
-    told.status = Some(fixtures::parse(json!({"tier": "x", "orphans": [{"kind": "Namespace", "name": "x", "since": "y"}]})));
+    told.status = Some(fixtures::parse(
+        json!({"tier": "x", "orphans": [{"kind": "Namespace", "name": "x", "since": "y"}]}),
+    ));
     told.metadata.generation = Some(99);
     told.metadata.resource_version = Some("77".into());
     assert_eq!(all(&valid(&full)), all(&valid(&told)));
@@ -399,9 +433,15 @@ fn nothing_in_the_pods_depends_on_the_operator() {
     let mut moved = comune.clone();
     moved.operator = ("elsewhere".into(), "somebody".into());
     let after = bodies(&plan(&moved, &only_databases(&moved), now()));
-    let changed: Vec<String> =
-        everything.iter().filter(|(at, desired)| after[at].hash != desired.hash).map(|(at, _)| at.to_string()).collect();
-    assert_eq!(changed, ["RoleBinding dolo-collaudo/conme-operator", "RoleBinding dolo-produzione/conme-operator"]);
+    let changed: Vec<String> = everything
+        .iter()
+        .filter(|(at, desired)| after[at].hash != desired.hash)
+        .map(|(at, _)| at.to_string())
+        .collect();
+    assert_eq!(
+        changed,
+        ["RoleBinding dolo-collaudo/conme-operator", "RoleBinding dolo-produzione/conme-operator"]
+    );
 }
 
 #[test]
@@ -444,7 +484,12 @@ fn every_address_is_asked_for_once_and_carries_its_hash_and_labels() {
         assert!(metadata["labels"][keys::COMPONENT].is_string(), "{at}");
         assert!(metadata.get("ownerReferences").is_none(), "{at}: a CRD that is deleted would take it along");
         assert_eq!(desired.body["kind"], at.kind.name());
-        assert_eq!(desired.wave == Wave::Contents, !(at.kind.is_guard() && at.name.starts_with("conme-") || at.kind == Kind::Namespace) || is_access(&at), "{at}");
+        assert_eq!(
+            desired.wave == Wave::Contents,
+            !(at.kind.is_guard() && at.name.starts_with("conme-") || at.kind == Kind::Namespace)
+                || is_access(&at),
+            "{at}"
+        );
     }
 }
 
@@ -458,15 +503,19 @@ fn a_hash_that_differs_is_one_apply_without_repair_and_a_change_by_somebody_is_o
     let world = settled(&comune);
     let mut observed = world.observe("dolo");
     let at = ChildRef::new(Kind::Service, PRODUZIONE, "portale");
-    for (applied, state, repair) in
-        [("old", ChildState::Intact, false), ("", ChildState::Changed, true), ("old", ChildState::Changed, true)]
-    {
+    for (applied, state, repair) in [
+        ("old", ChildState::Intact, false),
+        ("", ChildState::Changed, true),
+        ("old", ChildState::Changed, true),
+    ] {
         let seen = observed.children.get_mut(&at).unwrap();
         (seen.applied, seen.state) = (applied.into(), state);
         let uid = seen.uid.clone();
         let plan = plan(&comune, &observed, now());
         let actions: Vec<&Action> = plan.actions().collect();
-        let [Action::Apply { desired, uid: asked, repair: with }] = actions.as_slice() else { panic!("{actions:?}") };
+        let [Action::Apply { desired, uid: asked, repair: with }] = actions.as_slice() else {
+            panic!("{actions:?}")
+        };
         assert_eq!((&desired.at, asked, *with), (&at, &Some(uid), repair));
     }
 }

@@ -92,7 +92,8 @@ fn well_formed(status: &ComuneStatus) {
         assert!(!condition.message.trim().is_empty(), "{condition:?}");
         assert!(condition.message.len() < 32_768, "{condition:?}");
         let reason = &condition.reason;
-        let camel = reason.starts_with(|c: char| c.is_ascii_uppercase()) && reason.chars().all(char::is_alphanumeric);
+        let camel =
+            reason.starts_with(|c: char| c.is_ascii_uppercase()) && reason.chars().all(char::is_alphanumeric);
         assert!(camel, "{condition:?}");
         assert_eq!(condition.observed_generation, status.observed_generation, "{condition:?}");
     }
@@ -147,13 +148,20 @@ fn the_time_of_a_transition_moves_only_with_the_status() {
     let broken = condition(&second, reasons::SERVICES_DEPLOYED);
     assert_eq!(broken.status, "False");
     assert_eq!(broken.last_transition_time.0.duration_since(begin.0), SignedDuration::from_mins(10));
-    assert_eq!(condition(&second, reasons::NETWORK_ISOLATED).last_transition_time, begin, "it did not change");
+    assert_eq!(
+        condition(&second, reasons::NETWORK_ISOLATED).last_transition_time,
+        begin,
+        "it did not change"
+    );
     // Another reason, the same status.
     look.failures.clear();
     look.edit(|comune| comune["spec"]["services"][0]["template"] = json!("ghost"));
     let third = look.store();
     let invalid = condition(&third, reasons::SERVICES_DEPLOYED);
-    assert_eq!((invalid.reason.as_str(), &invalid.last_transition_time), (reasons::INVALID, &broken.last_transition_time));
+    assert_eq!(
+        (invalid.reason.as_str(), &invalid.last_transition_time),
+        (reasons::INVALID, &broken.last_transition_time)
+    );
     assert_eq!(invalid.observed_generation, Some(4));
 }
 
@@ -167,7 +175,12 @@ fn every_cause_shows_in_its_condition_and_in_ready() {
         look.observed.pods.retain(|(namespace, _), _| namespace != "dolo-produzione");
     };
     let cases: Vec<(&str, Edit, &str, &str)> = vec![
-        (reasons::ADMITTED, Box::new(|l| l.edit(|c| c["spec"]["tier"] = json!("enorme"))), reasons::INVALID, "spec.tier: there is no tier `enorme`"),
+        (
+            reasons::ADMITTED,
+            Box::new(|l| l.edit(|c| c["spec"]["tier"] = json!("enorme"))),
+            reasons::INVALID,
+            "spec.tier: there is no tier `enorme`",
+        ),
         (
             reasons::ADMITTED,
             Box::new(|l| l.edit(|c| c["spec"]["quota"] = json!({"cpu": "999", "memory": "1Gi"}))),
@@ -196,18 +209,78 @@ fn every_cause_shows_in_its_condition_and_in_ready() {
         (reasons::NAMESPACES_READY, Box::new(foreign), reasons::CONFLICT, "belongs to the Comune `stra`"),
         (reasons::NETWORK_ISOLATED, Box::new(foreign), reasons::CONFLICT, "belongs to the Comune `stra`"),
         (reasons::SERVICES_DEPLOYED, Box::new(foreign), reasons::CONFLICT, "belongs to the Comune `stra`"),
-        (reasons::NAMESPACES_READY, Box::new(|l| l.fail(Kind::ResourceQuota, "conme-quota")), reasons::API_ERROR, "ResourceQuota dolo-produzione/conme-quota: etcdserver: request timed out"),
-        (reasons::NETWORK_ISOLATED, Box::new(|l| l.fail(Kind::NetworkPolicy, "conme-default-deny")), reasons::API_ERROR, "etcdserver"),
-        (reasons::SERVICES_DEPLOYED, Box::new(|l| l.fail(Kind::NetworkPolicy, "portale")), reasons::API_ERROR, "etcdserver"),
-        (reasons::SERVICES_DEPLOYED, Box::new(|l| l.fail(Kind::Ingress, "portale")), reasons::API_ERROR, "etcdserver"),
-        (reasons::SERVICES_DEPLOYED, Box::new(|l| l.edit(|c| c["spec"]["services"][0]["template"] = json!("ghost"))), reasons::INVALID, "spec.services[portale].template: there is no ServiceTemplate `ghost`"),
-        (reasons::SERVICES_DEPLOYED, Box::new(|l| l.edit(|c| c["spec"]["services"][0]["replicas"] = json!(3))), reasons::IN_PROGRESS, "2 objects differ from the manifest"),
-        (reasons::NAMESPACES_READY, Box::new(|l| l.observed.namespaces.get_mut("dolo-collaudo").unwrap().terminating = true), reasons::WAITING, "dolo-collaudo is being deleted"),
-        (reasons::NETWORK_ISOLATED, Box::new(|l| l.edit(|c| c["spec"]["network"] = Value::Null)), reasons::IN_PROGRESS, "1 objects differ"),
-        (reasons::DATABASES_READY, Box::new(|l| l.database(reasons::DATABASE_FAILED, "role exists")), reasons::DATABASE_FAILED, "protocollo: role exists"),
-        (reasons::DATABASES_READY, Box::new(|l| l.database(reasons::DATA_MISSING, "it is gone")), reasons::DATA_MISSING, "protocollo: it is gone"),
-        (reasons::DATABASES_READY, Box::new(|l| l.observed.databases.clear()), reasons::IN_PROGRESS, "protocollo: it is being provisioned"),
-        (reasons::DATABASES_READY, Box::new(|l| l.edit(|c| c["spec"]["databases"][0]["extensions"] = json!(["postgis"]))), reasons::INVALID, "`postgis`"),
+        (
+            reasons::NAMESPACES_READY,
+            Box::new(|l| l.fail(Kind::ResourceQuota, "conme-quota")),
+            reasons::API_ERROR,
+            "ResourceQuota dolo-produzione/conme-quota: etcdserver: request timed out",
+        ),
+        (
+            reasons::NETWORK_ISOLATED,
+            Box::new(|l| l.fail(Kind::NetworkPolicy, "conme-default-deny")),
+            reasons::API_ERROR,
+            "etcdserver",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| l.fail(Kind::NetworkPolicy, "portale")),
+            reasons::API_ERROR,
+            "etcdserver",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| l.fail(Kind::Ingress, "portale")),
+            reasons::API_ERROR,
+            "etcdserver",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| l.edit(|c| c["spec"]["services"][0]["template"] = json!("ghost"))),
+            reasons::INVALID,
+            "spec.services[portale].template: there is no ServiceTemplate `ghost`",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| l.edit(|c| c["spec"]["services"][0]["replicas"] = json!(3))),
+            reasons::IN_PROGRESS,
+            "2 objects differ from the manifest",
+        ),
+        (
+            reasons::NAMESPACES_READY,
+            Box::new(|l| l.observed.namespaces.get_mut("dolo-collaudo").unwrap().terminating = true),
+            reasons::WAITING,
+            "dolo-collaudo is being deleted",
+        ),
+        (
+            reasons::NETWORK_ISOLATED,
+            Box::new(|l| l.edit(|c| c["spec"]["network"] = Value::Null)),
+            reasons::IN_PROGRESS,
+            "1 objects differ",
+        ),
+        (
+            reasons::DATABASES_READY,
+            Box::new(|l| l.database(reasons::DATABASE_FAILED, "role exists")),
+            reasons::DATABASE_FAILED,
+            "protocollo: role exists",
+        ),
+        (
+            reasons::DATABASES_READY,
+            Box::new(|l| l.database(reasons::DATA_MISSING, "it is gone")),
+            reasons::DATA_MISSING,
+            "protocollo: it is gone",
+        ),
+        (
+            reasons::DATABASES_READY,
+            Box::new(|l| l.observed.databases.clear()),
+            reasons::IN_PROGRESS,
+            "protocollo: it is being provisioned",
+        ),
+        (
+            reasons::DATABASES_READY,
+            Box::new(|l| l.edit(|c| c["spec"]["databases"][0]["extensions"] = json!(["postgis"]))),
+            reasons::INVALID,
+            "`postgis`",
+        ),
     ];
     for (type_, edit, reason, words) in cases {
         let mut look = full();
@@ -215,7 +288,12 @@ fn every_cause_shows_in_its_condition_and_in_ready() {
         let status = look.report();
         well_formed(&status);
         let found = condition(&status, type_);
-        assert_eq!((found.status.as_str(), found.reason.as_str()), ("False", reason), "{type_}: {}", found.message);
+        assert_eq!(
+            (found.status.as_str(), found.reason.as_str()),
+            ("False", reason),
+            "{type_}: {}",
+            found.message
+        );
         assert!(found.message.contains(words), "{type_}: {}", found.message);
         let (value, _, message) = ready(&status);
         assert_eq!(value, "False");
@@ -225,7 +303,10 @@ fn every_cause_shows_in_its_condition_and_in_ready() {
             assert!(message.contains(words), "{message}");
         } else {
             let fundamental = reasons::COMUNE_CONDITIONS.iter().position(|t| message.starts_with(t)).unwrap();
-            assert!(fundamental < reasons::COMUNE_CONDITIONS.iter().position(|t| *t == type_).unwrap(), "{message}");
+            assert!(
+                fundamental < reasons::COMUNE_CONDITIONS.iter().position(|t| *t == type_).unwrap(),
+                "{message}"
+            );
         }
     }
 }
@@ -238,14 +319,19 @@ fn a_server_that_does_not_answer_is_told_in_its_own_words() {
     let status = look.report();
     well_formed(&status);
     assert_eq!(condition(&status, reasons::DATABASES_READY).reason, reasons::SERVER_UNREACHABLE);
-    assert_eq!(ready(&status), ("False", reasons::DATABASE_FAILED, "DatabasesReady: protocollo: connection to pg-uno timed out"));
+    assert_eq!(
+        ready(&status),
+        ("False", reasons::DATABASE_FAILED, "DatabasesReady: protocollo: connection to pg-uno timed out")
+    );
     // What is known of it stays on record: by it vanished data is told.
     let database = &status.databases[0];
     assert_eq!(database.system_identifier.as_deref(), Some("7301"));
     assert_eq!(database.provisioned_at.as_deref(), Some("2026-01-15T08:00:00Z"));
     assert_eq!(database.database, "dolo__protocollo");
     // Everything else goes on.
-    for type_ in [reasons::NAMESPACES_READY, reasons::NETWORK_ISOLATED, reasons::SERVICES_DEPLOYED, reasons::AVAILABLE] {
+    for type_ in
+        [reasons::NAMESPACES_READY, reasons::NETWORK_ISOLATED, reasons::SERVICES_DEPLOYED, reasons::AVAILABLE]
+    {
         assert_eq!(condition(&status, type_).status, "True", "{type_}");
     }
 }
@@ -260,7 +346,8 @@ fn many_databases(look: &mut Look) {
         comune["spec"]["databases"] = json!(databases);
     });
     for name in ["anagrafe", "tributi", "zone"] {
-        let failed = DatabaseSeen::Failed { reason: reasons::SERVER_UNREACHABLE, message: "no answer ".repeat(120) };
+        let failed =
+            DatabaseSeen::Failed { reason: reasons::SERVER_UNREACHABLE, message: "no answer ".repeat(120) };
         look.observed.databases.insert(name.into(), failed);
     }
     look.database(reasons::DATA_MISSING, "the database that was provisioned is gone");
@@ -291,8 +378,16 @@ fn vanished_data_are_never_hidden() {
         let status = look.report();
         well_formed(&status);
         let databases = condition(&status, reasons::DATABASES_READY);
-        assert_eq!((databases.status.as_str(), databases.reason.as_str()), ("False", reasons::DATA_MISSING), "{what}");
-        assert!(databases.message.contains("the database that was provisioned is gone"), "{what}: {}", databases.message);
+        assert_eq!(
+            (databases.status.as_str(), databases.reason.as_str()),
+            ("False", reasons::DATA_MISSING),
+            "{what}"
+        );
+        assert!(
+            databases.message.contains("the database that was provisioned is gone"),
+            "{what}: {}",
+            databases.message
+        );
         let database = status.databases.iter().find(|database| database.name == "protocollo").unwrap();
         assert_eq!((database.ready, database.reason.as_str()), (false, reasons::DATA_MISSING), "{what}");
         assert!(database.system_identifier.is_some(), "{what}: what is missing is not known any more");
@@ -348,14 +443,18 @@ fn more_in_use_than_allowed_is_told_and_does_not_make_anything_unready() {
     assert_eq!((quota.used["cpu"].as_str(), quota.limit["cpu"].as_str()), ("9", "8"));
     assert_eq!(quota.used["pods"], "40");
     assert_eq!(status.summary.clone().unwrap().cpu, "9/8");
-    let (value, _, message) = ready(&status);
-    assert_eq!(value, "True");
+    let (value, reason, message) = ready(&status);
+    assert_eq!((value, reason), ("True", reasons::OVER_LIMIT));
     assert!(message.contains("more is in use than the quota allows (cpu)"), "{message}");
     assert!(message.contains("nothing new is admitted"), "{message}");
 }
 
 fn orphans(status: &ComuneStatus) -> Vec<(&str, &str, &str)> {
-    status.orphans.iter().map(|orphan| (orphan.kind.as_str(), orphan.name.as_str(), orphan.since.as_str())).collect()
+    status
+        .orphans
+        .iter()
+        .map(|orphan| (orphan.kind.as_str(), orphan.name.as_str(), orphan.since.as_str()))
+        .collect()
 }
 
 #[test]
@@ -372,11 +471,16 @@ fn what_is_kept_is_listed_with_its_first_date() {
     let expected = [
         ("Namespace", "dolo-collaudo", first),
         ("Database", "pg-uno/dolo__protocollo", first),
-        ("PersistentVolumeClaim", "dolo-produzione/portale-dati", first),
+        ("PersistentVolumeClaim", "dolo-produzione/portale--dati", first),
     ];
     assert_eq!(orphans(&look.store()), expected);
     // The namespace's own date is on the namespace; here nobody has written it yet.
-    look.observed.namespaces.get_mut("dolo-collaudo").unwrap().annotations.insert(conme_api::keys::ORPHANED_AT.into(), first.into());
+    look.observed
+        .namespaces
+        .get_mut("dolo-collaudo")
+        .unwrap()
+        .annotations
+        .insert(conme_api::keys::ORPHANED_AT.into(), first.into());
     for _ in 0..3 {
         let status = look.store();
         well_formed(&status);
@@ -390,7 +494,8 @@ fn what_is_kept_is_listed_with_its_first_date() {
     });
     // The database comes back: it is no orphan as soon as it is there again, and not before.
     look.edit(|comune| {
-        comune["spec"]["databases"] = json!([{"name": "protocollo", "engine": "postgresql", "placement": {"shared": "pg-uno"}}]);
+        comune["spec"]["databases"] =
+            json!([{"name": "protocollo", "engine": "postgresql", "placement": {"shared": "pg-uno"}}]);
     });
     assert_eq!(orphans(&look.store()), expected);
     look.observed.databases.insert("protocollo".into(), database_ready("protocollo"));
@@ -436,9 +541,13 @@ fn the_claim_of_a_service_that_cannot_be_built_is_no_orphan() {
     assert_eq!(orphans(&look.report()), []);
     // A claim that is no volume claim any more, but scratch space, is one.
     let mut look = full();
-    let sito = look.verdict.valid.as_mut().unwrap().services.iter_mut().find(|s| s.spec.name == "portale").unwrap();
+    let sito =
+        look.verdict.valid.as_mut().unwrap().services.iter_mut().find(|s| s.spec.name == "portale").unwrap();
     sito.version.volumes[0].kind = conme_api::VolumeKind::Ephemeral;
-    assert_eq!(orphans(&look.report()), [("PersistentVolumeClaim", "dolo-produzione/portale-dati", "2026-03-02T09:30:00Z")]);
+    assert_eq!(
+        orphans(&look.report()),
+        [("PersistentVolumeClaim", "dolo-produzione/portale--dati", "2026-03-02T09:30:00Z")]
+    );
 }
 
 #[test]
@@ -461,7 +570,10 @@ fn pods_that_are_not_up_are_named_and_do_not_make_anything_undeclared() {
 fn a_service_is_reached_under_its_address() {
     let status = full().report();
     let urls: Vec<Option<&str>> = status.services.iter().map(|service| service.url.as_deref()).collect();
-    assert_eq!(urls, [Some("https://www.comune.dolo.ve.it/"), Some("https://mappe.collaudo.dolo.servizi.example/")]);
+    assert_eq!(
+        urls,
+        [Some("https://www.comune.dolo.ve.it/"), Some("https://mappe.collaudo.dolo.servizi.example/")]
+    );
     let mut look = full();
     look.verdict.valid.as_mut().unwrap().ingress.cluster_issuer = None;
     assert_eq!(look.report().services[0].url.as_deref(), Some("http://www.comune.dolo.ve.it/"));
@@ -487,7 +599,11 @@ fn workloads_without_a_classification_are_counted() {
     assert_eq!(status.summary.clone().unwrap().migrated, "0/2");
     let migrated = condition(&status, reasons::SERVERS_MIGRATED);
     assert_eq!((migrated.status.as_str(), migrated.reason.as_str()), ("False", reasons::NOT_STARTED));
-    assert!(migrated.message.contains("1 have no classification and may not migrate"), "{}", migrated.message);
+    assert!(
+        migrated.message.contains("1 have no classification and may not migrate"),
+        "{}",
+        migrated.message
+    );
     assert_eq!(ready(&status).0, "True", "it is apart from what is declared");
 }
 
@@ -534,10 +650,14 @@ fn what_moves_by_itself_is_ignored_and_nothing_else() {
 }
 
 fn leaves(value: &Value, path: &str) -> Vec<String> {
-    let below = |key: String, value: &Value| leaves(value, &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")));
+    let below = |key: String, value: &Value| {
+        leaves(value, &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")))
+    };
     match value {
         Value::Object(map) => map.iter().flat_map(|(key, value)| below(key.clone(), value)).collect(),
-        Value::Array(list) => list.iter().enumerate().flat_map(|(i, value)| below(i.to_string(), value)).collect(),
+        Value::Array(list) => {
+            list.iter().enumerate().flat_map(|(i, value)| below(i.to_string(), value)).collect()
+        }
         _ => vec![path.to_owned()],
     }
 }

@@ -9,11 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Action, ChildRef, ChildSeen, ChildState, DatabaseSeen, Desired, Kind, NamespaceSeen, Observed, Plan,
-    PodsSeen, ValidComune, Wave,
-    amount::Amount,
-    capacity::Amounts,
-    plan::plan,
-    quota::QuotaSeen,
+    PodsSeen, ValidComune, Wave, amount::Amount, capacity::Amounts, plan::plan, quota::QuotaSeen,
 };
 
 /// What happens to one call.
@@ -83,12 +79,30 @@ impl World {
         Self { databases: names.into_iter().map(str::to_owned).collect(), ..Self::default() }
     }
 
-    /// Puts an object there that the operator did not make.
+    /// Somebody else makes a namespace, unless there is one of this name.
     pub fn put_foreign_namespace(&mut self, name: &str, labels: Value, annotations: Value) {
         let uid = self.uid();
         let body = json!({"metadata": {"name": name, "labels": labels, "annotations": annotations}});
         let live = Live { uid, body, foreign: true, changed: false, terminating: false };
-        self.objects.insert(ChildRef::of_namespace(name), live);
+        self.objects.entry(ChildRef::of_namespace(name)).or_insert(live);
+    }
+
+    /// A person deletes a namespace: its contents go at once, the namespace itself when it is let go.
+    pub fn begin_deletion(&mut self, namespace: &str) {
+        let Some(live) = self.objects.get_mut(&ChildRef::of_namespace(namespace)) else { return };
+        live.terminating = true;
+        self.objects.retain(|at, _| at.namespace != namespace);
+        self.claims.retain(|at| at.namespace != namespace);
+        self.enforced.remove(namespace);
+    }
+
+    /// Namespaces that are being deleted, and those of nobody, are gone.
+    pub fn clear_the_way(&mut self) {
+        self.objects.retain(|at, live| {
+            at.kind != Kind::Namespace || (!live.terminating && live.text("labels", keys::COMUNE).is_some())
+        });
+        let objects = &self.objects;
+        self.remembered.retain(|at| objects.contains_key(at));
     }
 
     fn uid(&mut self) -> String {
@@ -161,7 +175,9 @@ impl World {
             .objects
             .iter()
             .filter(|(at, live)| {
-                at.kind != Kind::Namespace && at.kind != Kind::ResourceQuota && live.text("labels", keys::COMUNE).is_some()
+                at.kind != Kind::Namespace
+                    && at.kind != Kind::ResourceQuota
+                    && live.text("labels", keys::COMUNE).is_some()
             })
             .map(|(at, _)| at.clone())
             .collect();
@@ -201,7 +217,8 @@ impl World {
             observed.children.insert(at.clone(), seen);
             match at.kind {
                 Kind::ResourceQuota => {
-                    let of = |map: &BTreeMap<String, Amounts>| map.get(&at.namespace).cloned().unwrap_or_default();
+                    let of =
+                        |map: &BTreeMap<String, Amounts>| map.get(&at.namespace).cloned().unwrap_or_default();
                     let seen = QuotaSeen {
                         spec: self.quota_spec(&at.namespace),
                         enforced: of(&self.enforced),
@@ -264,7 +281,9 @@ impl World {
                 }
                 same
             }
-            Action::Apply { desired, uid, repair } => self.apply(comune, wave, desired, uid.as_deref(), *repair),
+            Action::Apply { desired, uid, repair } => {
+                self.apply(comune, wave, desired, uid.as_deref(), *repair)
+            }
         }
     }
 
@@ -314,6 +333,7 @@ impl World {
     /// Nothing is written into a namespace that is somebody else's.
     fn check_owner(&self, at: &ChildRef, comune: &ValidComune) {
         let Some(namespace) = self.objects.get(&ChildRef::of_namespace(at.home())) else { return };
+        assert!(!namespace.terminating, "{at} is in a namespace that is being deleted");
         let label = |key| namespace.text("labels", key);
         let adopted = namespace.text("annotations", keys::ADOPT) == Some(&comune.name);
         let own = label(keys::COMUNE) == Some(&comune.name)

@@ -165,6 +165,21 @@ Example:
         #[arg(last = true, required = true)]
         command: Vec<String>,
     },
+    /// Install Con.Me on the instance: chart, operator, data centre, catalogue
+    #[command(after_help = "\
+Starts the instance first when it does not run. The operator runs on this machine with the token of its own
+ServiceAccount. Can be repeated: the operator is then started again.
+
+Example:
+  conme-testbed install")]
+    Install(InstallArgs),
+    /// Show the whole: a data centre with the 22 members, all Ready
+    #[command(after_help = "\
+Starts the instance, installs Con.Me, applies examples/comuni and waits. Can be repeated.
+
+Example:
+  conme-testbed demo")]
+    Demo(InstallArgs),
     /// Print a completion script
     #[command(
         after_help = "Example:\n  conme-testbed completion bash > ~/.local/share/bash-completion/completions/conme-testbed"
@@ -173,6 +188,17 @@ Example:
         /// For which shell
         shell: Shell,
     },
+}
+
+/// What is installed, and from where.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct InstallArgs {
+    /// Top of the checkout
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    pub checkout: PathBuf,
+    /// Further arguments of the operator
+    #[arg(last = true)]
+    pub operator_args: Vec<String>,
 }
 
 /// What an instance shall be.

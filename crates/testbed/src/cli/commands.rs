@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use conme_testbed::{
-    Cluster, CommandSpec, Condition, Dirs, Instance, Options, Progress, Signal, Tools, ensure_postgres,
+    Cluster, CommandSpec, Condition, Dirs, Instance, Options, Progress, Signal, Tools, demo, ensure_postgres,
+    install::{self, Installation},
 };
 
-use super::args::{Args, Command, Output, UpArgs};
+use super::args::{Args, Command, InstallArgs, Output, UpArgs};
 use super::signals::{Outcome, interruptible};
 use super::{logs, run, table};
 
@@ -123,6 +124,32 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             let options = options(&dirs, &name, &up)?;
             run::run(options, &dirs, &command, &progress).await
         }
+        Command::Install(args) => {
+            let what = installation(args)?;
+            let options = options(&dirs, &name, &UpArgs::default())?;
+            let work = async {
+                let instance = Instance::up(options, &progress).await?;
+                install::install(&instance, &what, &progress).await?;
+                Ok(0)
+            };
+            code(interruptible(work).await?)
+        }
+        Command::Demo(args) => {
+            let begin = Instant::now();
+            let what = installation(args)?;
+            let options = options(&dirs, &name, &UpArgs::default())?;
+            let work = async {
+                let instance = Instance::up(options, &progress).await?;
+                let shown = demo::demonstrate(&instance, &what, &progress).await?;
+                let took = begin.elapsed().as_secs_f64();
+                print(&format!(
+                    "\n{}\nThe data centre runs; it took {took:.0} s.\n\n{}\n",
+                    shown.table, shown.next
+                ))?;
+                Ok(0)
+            };
+            code(interruptible(work).await?)
+        }
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Args::command(), "conme-testbed", &mut script);
@@ -130,6 +157,12 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             Ok(0)
         }
     }
+}
+
+fn installation(args: InstallArgs) -> Result<Installation> {
+    let mut what = Installation::from_checkout(args.checkout)?;
+    what.operator_args = args.operator_args;
+    Ok(what)
 }
 
 fn code(outcome: Outcome<u8>) -> Result<u8> {
