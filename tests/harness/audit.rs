@@ -56,7 +56,11 @@ impl Entry {
     /// Resource, with the subresource after a slash.
     pub fn resource(&self) -> String {
         let object = self.object_ref.clone().unwrap_or_default();
-        if object.subresource.is_empty() { object.resource } else { format!("{}/{}", object.resource, object.subresource) }
+        if object.subresource.is_empty() {
+            object.resource
+        } else {
+            format!("{}/{}", object.resource, object.subresource)
+        }
     }
 
     /// Namespace and name of the object.

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod audit;
+mod operator;
 mod postgres;
 
 use std::{
@@ -27,6 +28,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
     config::{KubeConfigOptions, Kubeconfig},
 };
+pub use operator::{Metrics, http_get};
 pub use postgres::{Credentials, Login};
 use serde_json::{Value, json};
 
@@ -172,7 +174,12 @@ impl DataCentre {
     ///
     /// # Errors
     /// What the API server answers.
-    pub async fn read(&self, kind: conme_blueprint::Kind, namespace: &str, name: &str) -> Result<Option<Value>> {
+    pub async fn read(
+        &self,
+        kind: conme_blueprint::Kind,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<Value>> {
         let object = self.api(kind, namespace).get_opt(name).await?;
         object.map(|object| Ok(serde_json::to_value(object)?)).transpose()
     }

@@ -25,7 +25,11 @@ impl Credentials {
         let api: Api<Secret> = Api::namespaced(data_centre.client(), namespace);
         let secret = api.get(&format!("db-{database}")).await?;
         let data = secret.data.context("an empty Secret")?;
-        Ok(Self(data.into_iter().map(|(key, value)| Ok((key, String::from_utf8(value.0)?))).collect::<Result<_>>()?))
+        Ok(Self(
+            data.into_iter()
+                .map(|(key, value)| Ok((key, String::from_utf8(value.0)?)))
+                .collect::<Result<_>>()?,
+        ))
     }
 
     /// Administrator of a database server of the instance.
@@ -41,7 +45,8 @@ impl Credentials {
             server.admin_user, server.host, server.port
         );
         let ca = std::fs::read_to_string(&server.ca_file)?;
-        let pairs = [("uri", uri), ("ca.crt", ca), ("username", server.admin_user), ("database", "postgres".into())];
+        let pairs =
+            [("uri", uri), ("ca.crt", ca), ("username", server.admin_user), ("database", "postgres".into())];
         Ok(Self(pairs.map(|(key, value)| (key.to_owned(), value)).into()))
     }
 
@@ -109,7 +114,8 @@ impl Login {
     pub async fn value(&self, sql: &str) -> Result<String> {
         use tokio_postgres::SimpleQueryMessage::Row;
         let messages = self.client.simple_query(sql).await.map_err(in_words)?;
-        let row = messages.into_iter().find_map(|message| if let Row(row) = message { Some(row) } else { None });
+        let row =
+            messages.into_iter().find_map(|message| if let Row(row) = message { Some(row) } else { None });
         Ok(row.context("no row")?.get(0).unwrap_or_default().to_owned())
     }
 }

@@ -170,21 +170,46 @@ fn belongs_to_cluster(kind: Kind, annotation: &str) -> bool {
 ///
 /// Such a field may stand beside the operator's without being in conflict with it: an added label, an added rule.
 pub fn has_foreign_fields(kind: Kind, object: &Value) -> bool {
-    object
-        .pointer("/metadata/managedFields")
-        .and_then(Value::as_array)
-        .is_some_and(|entries| entries.iter().any(|entry| is_foreign(kind, entry)))
+    owners(kind, object).any(|owner| owner == Owner::Foreign)
 }
 
-/// Whether an entry of `managedFields` belongs to somebody who has no business there.
-pub fn is_foreign(kind: Kind, entry: &Value) -> bool {
+/// Whether a server-side apply of the operator would leave fields behind that it does not ask for: those of others, and
+/// those that it wrote itself when it created the object.
+pub fn has_fields_to_take_over(kind: Kind, object: &Value) -> bool {
+    owners(kind, object).any(|owner| matches!(owner, Owner::Foreign | Owner::Creation))
+}
+
+/// Whether the operator has written this object, whatever labels it carries.
+pub fn is_of_operator(kind: Kind, object: &Value) -> bool {
+    owners(kind, object).any(|owner| matches!(owner, Owner::Operator | Owner::Creation))
+}
+
+/// Whom an entry of `managedFields` belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Owner {
+    /// The operator, by server-side apply.
+    Operator,
+    /// The operator, when it created the object.
+    Creation,
+    /// The cluster's own controllers, or a subresource.
+    Cluster,
+    /// Somebody who has no business there.
+    Foreign,
+}
+
+fn owners(kind: Kind, object: &Value) -> impl Iterator<Item = Owner> {
+    let entries = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    entries.into_iter().flatten().map(move |entry| owner(kind, entry))
+}
+
+fn owner(kind: Kind, entry: &Value) -> Owner {
     let text = |key: &str| entry.get(key).and_then(Value::as_str).unwrap_or_default();
-    if !text("subresource").is_empty()
-        || (text("manager") == keys::FIELD_MANAGER && text("operation") == "Apply")
-    {
-        return false;
+    match (text("subresource"), text("manager"), text("operation")) {
+        ("", keys::FIELD_MANAGER, "Apply") => Owner::Operator,
+        ("", keys::FIELD_MANAGER, _) => Owner::Creation,
+        ("", ..) if !entry.get("fieldsV1").is_some_and(|fields| only_cluster_fields(kind, fields)) => Owner::Foreign,
+        _ => Owner::Cluster,
     }
-    !entry.get("fieldsV1").is_some_and(|fields| only_cluster_fields(kind, fields))
 }
 
 fn only_cluster_fields(kind: Kind, fields: &Value) -> bool {
@@ -216,16 +241,14 @@ pub fn take_over_fields(kind: Kind, object: &Value) -> Vec<Value> {
         object.pointer("/metadata/managedFields").and_then(Value::as_array).cloned().unwrap_or_default();
     let (mut own, mut kept, mut owned) = (None, Vec::new(), json!({}));
     for entry in entries {
-        let is_own = entry["manager"] == keys::FIELD_MANAGER
-            && entry["operation"] == "Apply"
-            && entry.get("subresource").is_none_or(|s| s == "");
-        if is_own || is_foreign(kind, &entry) {
-            merge(&mut owned, &entry["fieldsV1"]);
-            if is_own || own.is_none() {
-                own = Some(entry);
+        match owner(kind, &entry) {
+            Owner::Cluster => kept.push(entry),
+            owner => {
+                merge(&mut owned, &entry["fieldsV1"]);
+                if owner == Owner::Operator || own.is_none() {
+                    own = Some(entry);
+                }
             }
-        } else {
-            kept.push(entry);
         }
     }
     if let Some(mut own) = own {
@@ -273,13 +296,14 @@ mod tests {
     fn fields_of_others_are_told_from_those_of_the_cluster() {
         let entry = |manager: &str, operation: &str, fields: Value| json!({"manager": manager, "operation": operation, "fieldsV1": fields});
         let label = json!({"f:metadata": {"f:labels": {"f:x": {}}}});
-        assert!(!is_foreign(Kind::Service, &entry("conme", "Apply", label.clone())));
-        assert!(is_foreign(Kind::Service, &entry("conme", "Update", label.clone())));
-        assert!(is_foreign(Kind::Service, &entry("kubectl", "Update", label)));
+        assert_eq!(owner(Kind::Service, &entry("conme", "Apply", label.clone())), Owner::Operator);
+        assert_eq!(owner(Kind::Service, &entry("conme", "Update", label.clone())), Owner::Creation);
+        assert_eq!(owner(Kind::Service, &entry("kubectl", "Update", label)), Owner::Foreign);
         let revision =
             json!({"f:metadata": {"f:annotations": {".": {}, "f:deployment.kubernetes.io/revision": {}}}});
-        assert!(!is_foreign(Kind::Deployment, &entry("kube-controller-manager", "Update", revision.clone())));
-        assert!(is_foreign(Kind::Service, &entry("kube-controller-manager", "Update", revision)));
+        let of_cluster = entry("kube-controller-manager", "Update", revision);
+        assert_eq!(owner(Kind::Deployment, &of_cluster), Owner::Cluster);
+        assert_eq!(owner(Kind::Service, &of_cluster), Owner::Foreign);
     }
 
     #[test]
@@ -292,6 +316,6 @@ mod tests {
         let entries = take_over_fields(Kind::ConfigMap, &object);
         assert_eq!(entries.len(), 2);
         assert_eq!(entries[1]["fieldsV1"], json!({"f:data": {"f:a": {}, "f:b": {}}}));
-        assert!(entries.iter().all(|entry| !is_foreign(Kind::ConfigMap, entry)));
+        assert!(!has_fields_to_take_over(Kind::ConfigMap, &json!({"metadata": {"managedFields": entries}})));
     }
 }

@@ -102,6 +102,8 @@ pub struct Observed {
     pub pods: BTreeMap<(String, String), PodsSeen>,
     /// Its databases by name in the manifest.
     pub databases: BTreeMap<String, DatabaseSeen>,
+    /// Unique ids of the namespaces that are on record as its own: they stay its own whatever labels they carry.
+    pub own_namespaces: BTreeSet<String>,
 }
 
 /// One call to the API server.
@@ -308,13 +310,15 @@ fn compare(child: Desired, observed: &Observed, plan: &mut Plan) {
         ChildState::Changed => false,
         ChildState::Unchecked { live, foreign } => !foreign && holds(&child.body, live),
     };
-    if same && intact {
+    // The specification of a volume claim cannot be changed once it is there: what is asked for by now (another class,
+    // another size) holds for new claims only.
+    let settled = child.at.kind == Kind::PersistentVolumeClaim && !same;
+    if settled || (same && intact) {
         if matches!(seen.state, ChildState::Unchecked { .. }) {
             plan.confirmed.push(child.at);
         }
         return;
     }
-    // The specification of a volume claim cannot be changed once it is there; only its growth could be asked for.
     let repair = !intact;
     plan.push(child.wave, Action::Apply { desired: child, uid: Some(seen.uid.clone()), repair });
 }
@@ -347,7 +351,7 @@ fn clashes(comune: &ValidComune, observed: &Observed) -> Vec<Clash> {
         let istat = comune.spec.entity.istat.as_deref();
         let adopted = seen.annotations.get(keys::ADOPT).map(String::as_str) == Some(comune.name.as_str());
         let message = match (label(keys::MANAGED_BY), label(keys::COMUNE)) {
-            _ if adopted => continue,
+            _ if adopted || observed.own_namespaces.contains(&seen.uid) => continue,
             (Some(keys::MANAGER), Some(owner)) if owner == comune.name => match label(keys::ISTAT) {
                 // The same name with another code is another administration: its data is not handed over.
                 Some(code) if Some(code) != istat => format!(

@@ -77,6 +77,7 @@ impl Register {
             && entry.seniority == seniority
             && entry.claims == claims
         {
+            self.stale |= totals_in_force(&entry.comune) != totals_in_force(comune);
             entry.comune.status = comune.status.clone();
             return BTreeSet::new();
         }

@@ -11,7 +11,11 @@ use conme_blueprint::{Action, ChildRef, Failure, Kind, Plan, child};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::{
     Api, Client,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy, ValidationDirective},
+    core::Status,
+    api::{
+        DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
+        ValidationDirective,
+    },
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -112,26 +116,68 @@ impl Executor {
         Ok(self.patient(at, read).await?.map(|object| to_value(at.kind, object)))
     }
 
-    async fn apply(&self, at: &ChildRef, body: &Value, force: bool) -> kube::Result<()> {
-        let mut object = self.patient(at, || self.apply_once(at, body, force)).await?;
-        // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
-        // stay for ever. Twice: the take-over can meet a newer version of the object.
-        for _ in 0..2 {
-            if !child::has_foreign_fields(at.kind, &object) {
-                break;
+    /// Writes an object: creates it where none is known, else applies over the one that is known.
+    async fn apply(&self, at: &ChildRef, body: &Value, exists: bool) -> kube::Result<()> {
+        let object = if exists {
+            self.apply_over(at, body).await?
+        } else {
+            match self.patient(at, || self.create(at, body)).await {
+                Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
+                    self.reclaim(at, body).await?
+                }
+                other => other?,
             }
-            self.take_over(at, &object).await?;
-            object = self.apply_once(at, body, true).await?;
-        }
+        };
         if at.kind != Kind::Secret {
             self.locked().written(at.kind, object);
         }
         Ok(())
     }
 
-    async fn apply_once(&self, at: &ChildRef, body: &Value, force: bool) -> kube::Result<Value> {
+    async fn apply_over(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
+        let mut object = self.patient(at, || self.apply_once(at, body)).await?;
+        // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
+        // stay for ever. Twice: the take-over can meet a newer version of the object.
+        for _ in 0..2 {
+            if !child::has_fields_to_take_over(at.kind, &object) {
+                break;
+            }
+            self.take_over(at, &object).await?;
+            object = self.apply_once(at, body).await?;
+        }
+        Ok(object)
+    }
+
+    /// An object of this name exists and no watch shows it: either somebody took the labels off one of the operator's
+    /// own, or it is somebody else's, which is left alone.
+    async fn reclaim(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
+        let live = self.read(at).await?.unwrap_or_default();
+        if !child::is_of_operator(at.kind, &live) {
+            let message = "it exists and is not Con.Me's; rename or delete it, or choose another name in the manifest";
+            return Err(kube::Error::Api(Box::new(Status::failure(message, "Conflict").with_code(409))));
+        }
+        let mut body = body.clone();
+        body["metadata"]["uid"] = live["metadata"]["uid"].clone();
+        self.apply_over(at, &body).await
+    }
+
+    async fn create(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
+        let uri = format!(
+            "{}?fieldManager={}&fieldValidation=Strict",
+            self.api(at).resource_url(),
+            keys::FIELD_MANAGER
+        );
+        let request = http::Request::post(uri)
+            .header(http::header::CONTENT_TYPE, "application/json")
+            .body(serde_json::to_vec(body).map_err(kube::Error::SerdeError)?)
+            .map_err(kube::Error::HttpError)?;
+        let created = self.calls.make("POST", self.client.request::<DynamicObject>(request)).await?;
+        Ok(to_value(at.kind, created))
+    }
+
+    async fn apply_once(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
         let params = PatchParams {
-            force,
+            force: true,
             field_manager: Some(keys::FIELD_MANAGER.into()),
             field_validation: Some(ValidationDirective::Strict),
             dry_run: false,
@@ -146,8 +192,10 @@ impl Executor {
             {"op": "test", "path": "/metadata/resourceVersion", "value": object["metadata"]["resourceVersion"]},
             {"op": "replace", "path": "/metadata/managedFields", "value": child::take_over_fields(at.kind, object)},
         ]);
-        let operations: json_patch::Patch = serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
-        let params = PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let operations: json_patch::Patch =
+            serde_json::from_value(operations).map_err(kube::Error::SerdeError)?;
+        let params =
+            PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.api(at);
         let patch = Patch::<Value>::Json(operations);
         match self.calls.make("PATCH", api.patch(&at.name, &params, &patch)).await {

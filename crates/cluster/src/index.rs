@@ -109,7 +109,9 @@ impl Index {
         let check = match known {
             _ if own => Check::Passed(digest),
             Some(record) if record.uid == uid => match &record.check {
-                Check::Passed(passed) if *passed == digest && !(foreign && !record.foreign) => Check::Passed(digest),
+                Check::Passed(passed) if *passed == digest && (record.foreign || !foreign) => {
+                    Check::Passed(digest)
+                }
                 Check::Passed(_) | Check::Failed => Check::Failed,
                 Check::Pending(_) => Check::Pending(stripped.into()),
             },
@@ -183,12 +185,15 @@ impl Index {
         let Some(at) = address(kind, object) else { return Touched::default() };
         let version: u64 = text(object, "/metadata/resourceVersion").parse().unwrap_or(0);
         let mut touched = Touched::default();
-        if kind == Kind::Namespace && self.namespaces.get(&at.name).is_some_and(|(known, _)| *known <= version) {
+        if kind == Kind::Namespace
+            && self.namespaces.get(&at.name).is_some_and(|(known, _)| *known <= version)
+        {
             self.namespaces.remove(&at.name);
             touched.namespace = Some(at.name.clone());
         }
         if let Some(owner) = self.owners.get(&at).cloned() {
-            let newer = self.children.get(&owner).and_then(|c| c.get(&at)).is_some_and(|r| r.version > version);
+            let newer =
+                self.children.get(&owner).and_then(|c| c.get(&at)).is_some_and(|r| r.version > version);
             if !newer {
                 self.forget(&at, &owner);
                 touched.comune = Some(owner);
@@ -200,10 +205,9 @@ impl Index {
 
     /// Takes note that the operator itself has had an object deleted. What is still there shows in the watch.
     pub fn deleted(&mut self, at: &ChildRef) {
-        if let Some(owner) = self.owners.get(at).cloned() {
-            if let Some(record) = self.children.get_mut(&owner).and_then(|children| children.get_mut(at)) {
-                record.terminating = true;
-            }
+        let Some(owner) = self.owners.get(at) else { return };
+        if let Some(record) = self.children.get_mut(owner).and_then(|children| children.get_mut(at)) {
+            record.terminating = true;
         }
     }
 
@@ -351,7 +355,10 @@ fn texts(map: Option<&Value>) -> BTreeMap<String, String> {
 }
 
 fn amounts(map: Option<&Value>) -> BTreeMap<String, Amount> {
-    texts(map).into_iter().filter_map(|(resource, text)| Some((resource, Amount::parse(&text).ok()?))).collect()
+    texts(map)
+        .into_iter()
+        .filter_map(|(resource, text)| Some((resource, Amount::parse(&text).ok()?)))
+        .collect()
 }
 
 fn digest(text: &str) -> [u8; 16] {
@@ -407,10 +414,9 @@ mod tests {
         let touched = index.seen(
             Kind::ConfigMap,
             config(6, |o| {
-                o["metadata"]["managedFields"]
-                    .as_array_mut()
-                    .unwrap()
-                    .push(json!({"manager": "k", "operation": "Update", "fieldsV1": {"f:data": {"f:a": {}}}}));
+                o["metadata"]["managedFields"].as_array_mut().unwrap().push(
+                    json!({"manager": "k", "operation": "Update", "fieldsV1": {"f:data": {"f:a": {}}}}),
+                );
             }),
         );
         assert!(touched.drift);

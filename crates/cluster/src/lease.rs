@@ -53,7 +53,14 @@ pub fn evaluate(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> 
 /// Holds on to a lease for ever; tells through `leading` whether this process is the leader.
 ///
 /// Returns when leadership was lost: the caller must stop writing, best by ending the process.
-pub async fn hold(client: Client, calls: Calls, namespace: &str, name: &str, me: &str, leading: &watch::Sender<bool>) {
+pub async fn hold(
+    client: Client,
+    calls: Calls,
+    namespace: &str,
+    name: &str,
+    me: &str,
+    leading: &watch::Sender<bool>,
+) {
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let mut last_change: Option<(String, Instant)> = None;
     let mut last_renewal: Option<Instant> = None;
@@ -148,7 +155,11 @@ mod tests {
     use super::*;
 
     fn spec(holder: &str) -> LeaseSpec {
-        LeaseSpec { holder_identity: Some(holder.into()), lease_duration_seconds: Some(15), ..LeaseSpec::default() }
+        LeaseSpec {
+            holder_identity: Some(holder.into()),
+            lease_duration_seconds: Some(15),
+            ..LeaseSpec::default()
+        }
     }
 
     #[test]

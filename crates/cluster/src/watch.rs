@@ -62,7 +62,12 @@ impl Drop for Alive {
 /// Watches one kind of child for ever and hands every event to `handle`.
 ///
 /// Namespaces are all watched, so that clashes are seen; of the other kinds only what carries the operator's label.
-pub async fn watch_children(client: Client, kind: Kind, health: WatchHealth, handle: impl FnMut(Event<Value>) + Send) {
+pub async fn watch_children(
+    client: Client,
+    kind: Kind,
+    health: WatchHealth,
+    handle: impl FnMut(Event<Value>) + Send,
+) {
     let resource = kind.api_resource();
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
     let mut config = watcher::Config::default().page_size(500);
@@ -140,7 +145,9 @@ async fn run<K>(
                     health.synced.store(true, Ordering::Release);
                 }
             }
-            Err(error) => tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again"),
+            Err(error) => {
+                tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again")
+            }
         }
     }
 }

@@ -11,9 +11,7 @@ use conme_blueprint::{
     capacity::{Amounts, reserve_respecting_capacity},
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    apimachinery::pkg::apis::meta::v1::{Condition, Time},
-};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{
     Api, Resource, ResourceExt,
     api::{Patch, PatchParams},
@@ -87,11 +85,15 @@ where
     });
     let params = PatchParams::apply(keys::STATUS_MANAGER).force();
     let name = object.name_any();
-    context
-        .calls
-        .make("PATCH", api.patch_status(&name, &params, &Patch::Apply(&body)))
-        .await
-        .map_err(|error| anyhow::anyhow!("{} {name}: its status could not be written: {}", K::kind(&()), conme_cluster::words(&error)))
+    context.calls.make("PATCH", api.patch_status(&name, &params, &Patch::Apply(&body))).await.map_err(
+        |error| {
+            anyhow::anyhow!(
+                "{} {name}: its status could not be written: {}",
+                K::kind(&()),
+                conme_cluster::words(&error)
+            )
+        },
+    )
 }
 
 fn status_of_data_center(
@@ -116,9 +118,16 @@ fn status_of_data_center(
         .filter(|resource| of(committed, resource) > of(&capacity, resource))
         .collect();
     let finding = if over.is_empty() {
-        ("True", reasons::AS_DECLARED, format!("{admitted} of {known} administrations are admitted and the reserve is kept"))
+        (
+            "True",
+            reasons::AS_DECLARED,
+            format!("{admitted} of {known} administrations are admitted and the reserve is kept"),
+        )
     } else {
-        let message = format!("more is promised than the reserve allows: {}; add hosts or lower quotas", over.join(", "));
+        let message = format!(
+            "more is promised than the reserve allows: {}; add hosts or lower quotas",
+            over.join(", ")
+        );
         ("False", reasons::INSUFFICIENT_CAPACITY, message)
     };
     let previous = data_center.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
@@ -149,10 +158,14 @@ fn status_of_other(data_center: &DataCenter, serves: &str) -> DataCenterStatus {
     }
 }
 
-fn status_of_template(template: &ServiceTemplate, used: &BTreeMap<Option<String>, u32>) -> ServiceTemplateStatus {
+fn status_of_template(
+    template: &ServiceTemplate,
+    used: &BTreeMap<Option<String>, u32>,
+) -> ServiceTemplateStatus {
     let mut versions: BTreeMap<&str, u32> = BTreeMap::new();
     for (version, services) in used {
-        *versions.entry(version.as_deref().unwrap_or(&template.spec.default_version)).or_default() += services;
+        *versions.entry(version.as_deref().unwrap_or(&template.spec.default_version)).or_default() +=
+            services;
     }
     let previous = template.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
     let finding = ("True", reasons::AS_DECLARED, "services can be made from it".to_owned());
@@ -172,7 +185,8 @@ fn condition(
     generation: Option<i64>,
     previous: &[Condition],
 ) -> Condition {
-    let before = previous.iter().find(|condition| condition.type_ == reasons::READY && condition.status == status);
+    let before =
+        previous.iter().find(|condition| condition.type_ == reasons::READY && condition.status == status);
     let now = Timestamp::now();
     Condition {
         type_: reasons::READY.into(),

@@ -3,7 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use conme_api::{Comune, ComuneStatus, keys, reasons};
-use conme_blueprint::{Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report, without_volatile};
+use conme_blueprint::{
+    Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report, without_volatile,
+};
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
@@ -60,7 +62,12 @@ async fn present(context: &Context, comune: &Arc<Comune>) -> anyhow::Result<()> 
     }
     told?;
     if let Some(first) = failures.first() {
-        anyhow::bail!("{} of its objects could not be written; {}: {}", failures.len(), first.at, first.message);
+        anyhow::bail!(
+            "{} of its objects could not be written; {}: {}",
+            failures.len(),
+            first.at,
+            first.message
+        );
     }
     Ok(())
 }
@@ -74,13 +81,19 @@ struct Sight {
 
 fn look(context: &Context, comune: &Comune) -> Sight {
     let name = comune.name_any();
-    let wanted: Vec<String> =
-        comune.spec.environments.iter().map(|environment| names::namespace(&name, &environment.name)).collect();
+    let wanted: Vec<String> = comune
+        .spec
+        .environments
+        .iter()
+        .map(|environment| names::namespace(&name, &environment.name))
+        .collect();
     let mut world = context.world();
     let verdict = world.validate(comune, (&context.namespace, &context.service_account));
     let mut index = context.index();
     let mut observed = index.observe(&name, &wanted);
     observed.databases = world.databases_seen(comune);
+    let on_record = comune.status.iter().flat_map(|status| &status.namespaces);
+    observed.own_namespaces = on_record.map(|namespace| namespace.uid.clone()).collect();
     let plan = match &verdict.valid {
         Some(valid) => plan(valid, &observed, Timestamp::now()),
         None => Plan::default(),
@@ -103,7 +116,8 @@ fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
             .filter_map(|wave| sight.plan.waves.get(wave))
             .flatten()
             .any(|action| action.at().home() == database.namespace);
-        if stands && !unguarded {
+        let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == database.namespace);
+        if stands && !unguarded && !clashes {
             databases::submit(context, comune, database);
         }
     }
@@ -116,11 +130,11 @@ async fn tell(context: &Context, comune: &Comune, sight: &Sight, failures: &[Fai
     if status == previous {
         return Ok(());
     }
-    if without_volatile(&status) == without_volatile(&previous) {
-        if let Err(wait) = context.may_tell(&name) {
-            context.comuni.add_after(&name, wait);
-            return Ok(());
-        }
+    if without_volatile(&status) == without_volatile(&previous)
+        && let Err(wait) = context.may_tell(&name)
+    {
+        context.comuni.add_after(&name, wait);
+        return Ok(());
     }
     let api: Api<Comune> = Api::all(context.client.clone());
     let body = json!({
@@ -174,7 +188,11 @@ async fn absent(context: &Context, name: &str) -> anyhow::Result<()> {
     match outcome.failures.first() {
         Some(failure) => anyhow::bail!("{} could not be marked as orphaned: {}", failure.at, failure.message),
         None => {
-            tracing::info!(comune = name, namespaces = outcome.changed, "the Comune is gone; its namespaces stay");
+            tracing::info!(
+                comune = name,
+                namespaces = outcome.changed,
+                "the Comune is gone; its namespaces stay"
+            );
             Ok(())
         }
     }

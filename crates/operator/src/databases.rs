@@ -75,15 +75,17 @@ pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
 fn task(comune: &Comune, name: &str, database: &ValidDatabase) -> Task {
     let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
     let told = told.iter().find(|told| told.name == database.spec.name);
-    let confirmed = comune
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE))
-        .is_some_and(|names| names.split(',').any(|name| name.trim() == database.spec.name));
+    let confirmed = told.is_some_and(|told| {
+        let annotations = comune.metadata.annotations.as_ref();
+        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
+        words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation(told)))
+    });
     let provisioned = told.filter(|_| !confirmed).and_then(|told| {
         let at = told.provisioned_at.as_ref()?.parse().ok()?;
-        Some(Provisioned { system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()), at })
+        Some(Provisioned {
+            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
+            at,
+        })
     });
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
@@ -107,6 +109,12 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase) -> Task {
     }
 }
 
+/// The word by which a person lets a vanished database be created anew: it holds for this loss only, because it names
+/// the time at which the lost one was provisioned.
+fn confirmation(told: &conme_api::DatabaseStatus) -> String {
+    format!("{}@{}", told.name, told.provisioned_at.as_deref().unwrap_or("never"))
+}
+
 /// Spread by a quarter, so that what began together does not stay together.
 fn jittered(period: Duration) -> Duration {
     let most = (period.as_millis() as u64 / 4).max(1);
@@ -121,10 +129,15 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
     let id = (comune.to_owned(), database.to_owned());
     let (task, remembered) = {
-        let world = context.world();
-        let paused = world.comune(comune).is_none_or(|comune| comune.spec.paused);
+        let mut world = context.world();
+        let declared = world.comune(comune).filter(|comune| comune.spec.databases.iter().any(|d| d.name == database));
+        let Some(comune) = declared else {
+            // No longer declared: the data stays, and nobody looks after it any more.
+            world.databases.remove(&id);
+            return Ok(());
+        };
         match world.databases.get(&id) {
-            Some(state) if !paused => (state.task.clone(), state.password.clone()),
+            Some(state) if !comune.spec.paused => (state.task.clone(), state.password.clone()),
             _ => return Ok(()),
         }
     };
@@ -194,6 +207,22 @@ impl From<Problem> for Trouble {
     }
 }
 
+/// What to do about vanished data is said with the very command.
+fn in_words(problem: Problem, desired: &Desired) -> Trouble {
+    let missing = matches!(problem, Problem::DataMissing { .. });
+    let mut trouble = Trouble::from(problem);
+    if let Some(provisioned) = desired.provisioned.as_ref().filter(|_| missing) {
+        trouble.message.push_str(&format!(
+            ". To start with an empty one: kubectl annotate comune {} {}={}@{} --overwrite",
+            desired.comune,
+            keys::CONFIRM_RECREATE,
+            desired.database,
+            provisioned.at
+        ));
+    }
+    trouble
+}
+
 async fn bring_about(
     context: &Context,
     task: &Task,
@@ -201,11 +230,9 @@ async fn bring_about(
 ) -> Result<(DatabaseSeen, Secret), Trouble> {
     let server = server(context, &task.server).await?;
     let at = ChildRef::new(Kind::Secret, &task.namespace, &task.secret);
-    let live = context
-        .executor
-        .read(&at)
-        .await
-        .map_err(|error| Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error))))?;
+    let live = context.executor.read(&at).await.map_err(|error| {
+        Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error)))
+    })?;
     if let Some(live) = live.as_ref().filter(|live| !is_ours(live, &task.desired.comune)) {
         let owner = live.pointer("/metadata/labels/conme.venis.it~1comune").and_then(Value::as_str);
         return Err(Trouble::new(
@@ -214,7 +241,10 @@ async fn bring_about(
                 "the Secret {}/{} exists and {}; delete or rename it, the credentials belong there",
                 task.namespace,
                 task.secret,
-                owner.map_or_else(|| "is not managed by Con.Me".into(), |owner| format!("belongs to `{owner}`"))
+                owner.map_or_else(
+                    || "is not managed by Con.Me".into(),
+                    |owner| format!("belongs to `{owner}`")
+                )
             ),
         ));
     }
@@ -223,7 +253,9 @@ async fn bring_about(
         None => new_password()?,
     };
     secure(context, &task.server.name, &server).await?;
-    let outcome = conme_databases::ensure(&server, &task.desired, &password).await?;
+    let outcome = conme_databases::ensure(&server, &task.desired, &password)
+        .await
+        .map_err(|problem| in_words(problem, &task.desired))?;
     for change in &outcome.changed {
         tracing::info!(comune = %task.desired.comune, database = %task.desired.database, %change, "database");
     }
@@ -240,16 +272,16 @@ async fn bring_about(
         ca,
     };
     let wanted = binding_secret(&task.desired.comune, &task.namespace, &task.desired.database, &binding);
-    let intact = live.as_ref().is_some_and(|live| child::holds(&wanted, live) && !child::has_foreign_fields(at.kind, live));
+    let intact = live
+        .as_ref()
+        .is_some_and(|live| child::holds(&wanted, live) && !child::has_foreign_fields(at.kind, live));
     if !intact {
         if live.is_some() {
             context.metrics.drift_repaired(at.kind.name());
         }
-        context
-            .executor
-            .write(&at, &wanted, live.is_some())
-            .await
-            .map_err(|error| Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error))))?;
+        context.executor.write(&at, &wanted, live.is_some()).await.map_err(|error| {
+            Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error)))
+        })?;
     }
     let seen = DatabaseSeen::Ready {
         system_identifier: outcome.provisioned.system_identifier.unwrap_or_default(),
@@ -261,7 +293,9 @@ async fn bring_about(
 
 /// Closes what a server leaves open to everyone, before the first tenant is let in and then at a slow pace.
 async fn secure(context: &Context, name: &str, server: &Server) -> Result<(), Trouble> {
-    let is_due = |secured: &HashMap<String, Instant>| secured.get(name).is_none_or(|at| at.elapsed() > context.recheck);
+    let is_due = |secured: &HashMap<String, Instant>| {
+        secured.get(name).is_none_or(|at| at.elapsed() > context.recheck)
+    };
     let mut secured = context.secured.lock().await;
     if is_due(&secured) {
         let done = conme_databases::secure_server(server).await?;
@@ -269,7 +303,11 @@ async fn secure(context: &Context, name: &str, server: &Server) -> Result<(), Tr
             tracing::info!(server = name, %change, "database server");
         }
         for open in &done.open_databases {
-            tracing::warn!(server = name, database = open, "every role of this server may connect to a database that is not Con.Me's");
+            tracing::warn!(
+                server = name,
+                database = open,
+                "every role of this server may connect to a database that is not Con.Me's"
+            );
         }
         secured.insert(name.to_owned(), Instant::now());
     }
@@ -281,10 +319,7 @@ fn is_ours(secret: &Value, comune: &str) -> bool {
     let managed = label("/metadata/labels/app.kubernetes.io~1managed-by") == Some(keys::MANAGER)
         && label("/metadata/labels/conme.venis.it~1comune") == Some(comune);
     // A tenant may have taken the labels off; what the operator wrote it still knows by its field manager.
-    managed
-        || secret.pointer("/metadata/managedFields").and_then(Value::as_array).is_some_and(|entries| {
-            entries.iter().any(|entry| entry["manager"] == keys::FIELD_MANAGER && entry["operation"] == "Apply")
-        })
+    managed || child::is_of_operator(Kind::Secret, secret)
 }
 
 fn password_of(secret: &Value) -> Option<Secret> {
@@ -312,8 +347,15 @@ async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result
         .calls
         .make("GET", api.get_opt(name))
         .await
-        .map_err(|error| Trouble::new(reasons::API_ERROR, format!("{place}: {}", conme_cluster::words(&error))))?
-        .ok_or_else(|| Trouble::new(reasons::WAITING, format!("{place} does not exist; create it with the keys username, password and ca.crt")))?;
+        .map_err(|error| {
+            Trouble::new(reasons::API_ERROR, format!("{place}: {}", conme_cluster::words(&error)))
+        })?
+        .ok_or_else(|| {
+            Trouble::new(
+                reasons::WAITING,
+                format!("{place} does not exist; create it with the keys username, password and ca.crt"),
+            )
+        })?;
     let data: HashMap<String, String> = secret
         .data
         .unwrap_or_default()
@@ -321,7 +363,9 @@ async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result
         .filter_map(|(key, value)| Some((key, String::from_utf8(value.0).ok()?)))
         .collect();
     let key = |key: &str| {
-        data.get(key).cloned().ok_or_else(|| Trouble::new(reasons::INVALID, format!("{place} has no key `{key}`")))
+        data.get(key)
+            .cloned()
+            .ok_or_else(|| Trouble::new(reasons::INVALID, format!("{place} has no key `{key}`")))
     };
     let engine = match server.engine {
         conme_api::Engine::Postgresql => Engine::Postgresql,

@@ -18,7 +18,8 @@ const NOTE: usize = 1000;
 impl Events {
     /// Writes as the operator's instance `instance`.
     pub fn new(client: Client, instance: &str) -> Self {
-        let reporter = Reporter { controller: "conme.venis.it/operator".into(), instance: Some(instance.into()) };
+        let reporter =
+            Reporter { controller: "conme.venis.it/operator".into(), instance: Some(instance.into()) };
         Self { recorder: Recorder::new(client, reporter) }
     }
 
@@ -46,7 +47,8 @@ impl Events {
         };
         let recorder = self.recorder.clone();
         tokio::spawn(async move {
-            let published = tokio::time::timeout(conme_cluster::CALL_TIMEOUT, recorder.publish(&event, &about)).await;
+            let published =
+                tokio::time::timeout(conme_cluster::CALL_TIMEOUT, recorder.publish(&event, &about)).await;
             match published {
                 Ok(Ok(_)) => {}
                 Ok(Err(error)) => tracing::debug!(%error, "an event could not be written"),

@@ -10,7 +10,11 @@ use tracing_subscriber::EnvFilter;
 
 /// The Con.Me operator: gives every municipality its place on the shared data centre.
 #[derive(Parser)]
-#[command(version, about, long_about = "The Con.Me operator gives every municipality its place on the shared data centre.\n\nIt watches the resources Comune, DataCenter and ServiceTemplate of the group conme.venis.it and keeps namespaces, quotas, network isolation, role bindings, databases and services as they are declared there.")]
+#[command(
+    version,
+    about,
+    long_about = "The Con.Me operator gives every municipality its place on the shared data centre.\n\nIt watches the resources Comune, DataCenter and ServiceTemplate of the group conme.venis.it and keeps namespaces, quotas, network isolation, role bindings, databases and services as they are declared there."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -125,17 +129,23 @@ fn manifests(top: &std::path::Path, check: bool) -> anyhow::Result<()> {
         if check {
             stale.push(file);
         } else {
-            std::fs::write(&path, text).with_context(|| format!("{} could not be written", path.display()))?;
+            std::fs::write(&path, text)
+                .with_context(|| format!("{} could not be written", path.display()))?;
             println!("written {file}");
         }
     }
-    anyhow::ensure!(stale.is_empty(), "not up to date: {}; run `make manifests` and commit the result", stale.join(", "));
+    anyhow::ensure!(
+        stale.is_empty(),
+        "not up to date: {}; run `make manifests` and commit the result",
+        stale.join(", ")
+    );
     Ok(())
 }
 
 fn start(args: RunArgs) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {} is no filter", args.log))?;
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
+    let log =
+        tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().init(),

@@ -97,11 +97,27 @@ impl Default for OperatorMetrics {
             drift,
             databases,
         ) = metrics;
-        registry.register("rest_client_requests", "Calls to the API server by code and method", calls.clone());
-        registry.register("rest_client_request_duration_seconds", "Time of calls by method", call_seconds.clone());
-        registry.register("controller_runtime_reconcile", "Passes by controller and result", reconciled.clone());
+        registry.register(
+            "rest_client_requests",
+            "Calls to the API server by code and method",
+            calls.clone(),
+        );
+        registry.register(
+            "rest_client_request_duration_seconds",
+            "Time of calls by method",
+            call_seconds.clone(),
+        );
+        registry.register(
+            "controller_runtime_reconcile",
+            "Passes by controller and result",
+            reconciled.clone(),
+        );
         registry.register("controller_runtime_reconcile_errors", "Passes that failed", errors.clone());
-        registry.register("controller_runtime_reconcile_time_seconds", "Time of passes", reconcile_seconds.clone());
+        registry.register(
+            "controller_runtime_reconcile_time_seconds",
+            "Time of passes",
+            reconcile_seconds.clone(),
+        );
         registry.register("controller_runtime_active_workers", "Passes under way", active.clone());
         registry.register("workqueue_depth", "Names that wait for a pass", depth.clone());
         registry.register("leader_election_master_status", "1 while this process leads", leader.clone());

@@ -11,7 +11,9 @@ use std::{
 
 use conme_api::{Comune, DataCenter, ServiceTemplate};
 use conme_blueprint::Kind;
-use conme_cluster::{Calls, Executor, Index, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own};
+use conme_cluster::{
+    Calls, Executor, Index, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
+};
 use kube::{Config, ResourceExt, runtime::watcher::Event};
 use tokio::{sync::watch, task::JoinSet};
 
@@ -167,7 +169,8 @@ fn start_watches(context: &Arc<Context>, loops: &mut JoinSet<()>) -> Vec<WatchHe
         loops.spawn(watch_children(client.clone(), kind, health(kind.plural()), handle));
     }
     let shared = context.clone();
-    loops.spawn(watch_own::<Comune>(client.clone(), health("comuni"), move |event| on_comune(&shared, event)));
+    loops
+        .spawn(watch_own::<Comune>(client.clone(), health("comuni"), move |event| on_comune(&shared, event)));
     let shared = context.clone();
     loops.spawn(watch_own::<DataCenter>(client.clone(), health("datacenters"), move |event| {
         on_data_center(&shared, event);
@@ -254,7 +257,7 @@ fn on_template(context: &Context, event: Event<ServiceTemplate>) {
 
 /// The sums are told a little later, so that many changes make one write.
 fn tell_catalogue(context: &Context) {
-    context.catalogue.add_after(catalogue::ALL, Duration::from_secs(1));
+    context.catalogue.add_after(catalogue::ALL, Duration::from_secs(3));
 }
 
 fn start_workers(context: &Arc<Context>, options: &RunOptions, loops: &mut JoinSet<()>) {

@@ -2,7 +2,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, atomic::{AtomicBool, Ordering}},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
@@ -33,9 +36,9 @@ pub async fn serve(address: SocketAddr, vitals: Arc<Vitals>) -> anyhow::Result<(
         .route("/readyz", get(ready))
         .route("/metrics", get(metrics))
         .with_state(vitals);
-    let listener = tokio::net::TcpListener::bind(address)
-        .await
-        .map_err(|error| anyhow::anyhow!("cannot listen on {address}: {error}; choose another with --listen"))?;
+    let listener = tokio::net::TcpListener::bind(address).await.map_err(|error| {
+        anyhow::anyhow!("cannot listen on {address}: {error}; choose another with --listen")
+    })?;
     tracing::info!(address = %listener.local_addr()?, "health and metrics");
     axum::serve(listener, router).await?;
     Ok(())
@@ -64,7 +67,8 @@ async fn ready(State(vitals): State<Arc<Vitals>>) -> (StatusCode, String) {
 
 fn dead(vitals: &Vitals) -> Vec<String> {
     let watches = vitals.watches.iter().filter(|watch| !watch.is_alive());
-    let mut wrong: Vec<String> = watches.map(|watch| format!("the watch of {} has ended", watch.name)).collect();
+    let mut wrong: Vec<String> =
+        watches.map(|watch| format!("the watch of {} has ended", watch.name)).collect();
     if !vitals.loops_alive.load(Ordering::Acquire) {
         wrong.push("a worker has ended".into());
     }

@@ -27,7 +27,8 @@ pub struct World {
 
 /// Whether news are newer than what is known.
 fn is_newer<K: Resource>(object: &K, known: Option<&Arc<K>>) -> bool {
-    let version = |object: &K| object.meta().resource_version.as_ref().and_then(|text| text.parse::<u64>().ok());
+    let version =
+        |object: &K| object.meta().resource_version.as_ref().and_then(|text| text.parse::<u64>().ok());
     known.is_none_or(|known| version(object) > version(known) || object.meta().uid != known.meta().uid)
 }
 
@@ -177,7 +178,8 @@ impl World {
         let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
         let mut seen = BTreeMap::new();
         for database in &comune.spec.databases {
-            let state = self.databases.get(&(name.clone(), database.name.clone())).and_then(|s| s.seen.clone());
+            let state =
+                self.databases.get(&(name.clone(), database.name.clone())).and_then(|s| s.seen.clone());
             let from_status = || {
                 let told = told.iter().find(|told| told.name == database.name)?;
                 if !told.ready {

@@ -48,8 +48,9 @@ async fn wait_for(instance: &Instance, condition: &str, timeout: &str) -> Result
         Err(error) => {
             let table = run(instance, "kubectl", &["get", "comuni"], None).await.unwrap_or_default();
             let messages = "jsonpath={range .items[*]}{.metadata.name}{\": \"}{.status.conditions[?(@.type==\"Ready\")].message}{\"\\n\"}{end}";
-            let messages =
-                run(instance, "kubectl", &["get", "comuni", "--output", messages], None).await.unwrap_or_default();
+            let messages = run(instance, "kubectl", &["get", "comuni", "--output", messages], None)
+                .await
+                .unwrap_or_default();
             Err(error).with_context(|| format!("not every Comune is {condition}:\n{table}\n{messages}"))
         }
     }

@@ -77,8 +77,17 @@ pub async fn install(instance: &Instance, what: &Installation, progress: &Progre
     run(
         instance,
         "helm",
-        &["upgrade", "--install", "conme", &text(&chart), "--namespace", NAMESPACE, "--create-namespace",
-            "--set", "operator.replicas=0"],
+        &[
+            "upgrade",
+            "--install",
+            "conme",
+            &text(&chart),
+            "--namespace",
+            NAMESPACE,
+            "--create-namespace",
+            "--set",
+            "operator.replicas=0",
+        ],
         None,
     )
     .await?;
@@ -110,15 +119,15 @@ pub async fn install(instance: &Instance, what: &Installation, progress: &Progre
 /// When it does not get ready; the end of its log is in the error.
 pub async fn start_operator(instance: &Instance, what: &Installation, progress: &Progress) -> Result<()> {
     let step = progress.step("operator, with the rights of its own ServiceAccount");
-    instance.stop_program(OPERATOR).await.or_else(|error| {
-        if instance.is_alive(OPERATOR).unwrap_or(false) { Err(error) } else { Ok(()) }
-    })?;
+    instance
+        .stop_program(OPERATOR)
+        .await
+        .or_else(|error| if instance.is_alive(OPERATOR).unwrap_or(false) { Err(error) } else { Ok(()) })?;
     let kubeconfig = operator_kubeconfig(instance).await?;
     let before = std::fs::read_to_string(instance.dir().join("operator.port")).ok();
     let port = ports::keep_or_pick(before.and_then(|port| port.trim().parse().ok()))?;
     std::fs::write(instance.dir().join("operator.port"), port.to_string())?;
-    let mut args: Vec<String> =
-        ["run", "--namespace", NAMESPACE, "--listen"].map(str::to_owned).to_vec();
+    let mut args: Vec<String> = ["run", "--namespace", NAMESPACE, "--listen"].map(str::to_owned).to_vec();
     args.push(format!("127.0.0.1:{port}"));
     args.extend(what.operator_args.iter().cloned());
     let spec = CommandSpec::new(&what.operator, instance.dir())
@@ -176,7 +185,8 @@ async fn operator_kubeconfig(instance: &Instance) -> Result<PathBuf> {
     let mut config: Value = serde_saphyr::from_str(&admin).context("the kubeconfig of the instance")?;
     let context = config["current-context"].as_str().unwrap_or_default().to_owned();
     let contexts = config["contexts"].as_array().cloned().unwrap_or_default();
-    let current = contexts.iter().find(|entry| entry["name"] == context.as_str()).cloned().unwrap_or_default();
+    let current =
+        contexts.iter().find(|entry| entry["name"] == context.as_str()).cloned().unwrap_or_default();
     let cluster = current["context"]["cluster"].clone();
     config["contexts"] = json!([{"name": "operator", "context": {"cluster": cluster, "user": "operator"}}]);
     config["current-context"] = json!("operator");

@@ -224,6 +224,11 @@ fn nothing_is_sent_into_a_namespace_that_is_being_deleted() {
     let comune = valid(&fixtures::full_comune());
     let mut world = settled(&comune);
     world.objects.get_mut(&ChildRef::of_namespace(PRODUZIONE)).unwrap().terminating = true;
+    // Nor deleted from it: that happens by itself.
+    let removed = edited(&fixtures::full_comune(), |comune| {
+        comune["spec"]["services"].as_array_mut().unwrap().remove(0);
+    });
+    assert_eq!(in_namespace(&planned(&world, &valid(&removed)), PRODUZIONE), Vec::<String>::new());
     world.objects.retain(|at, _| at.kind == Kind::Namespace || at.namespace != PRODUZIONE);
     let plan = planned(&world, &comune);
     assert_eq!(in_namespace(&plan, PRODUZIONE), Vec::<String>::new(), "the API server would refuse it");

@@ -1,0 +1,101 @@
+//! The operator as those see it who run it: health, readiness, metrics, its log.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use conme_testbed::install::operator_url;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
+
+use crate::DataCentre;
+
+/// Status code and body of a plain HTTP request to an address such as `http://127.0.0.1:8080`.
+///
+/// # Errors
+/// When nobody answers there within seconds.
+pub async fn http_get(url: &str, path: &str) -> Result<(u16, String)> {
+    let address = url.trim_start_matches("http://");
+    let work = async {
+        let mut stream = TcpStream::connect(address).await?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await?;
+        let answer = String::from_utf8(answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer without a body")?;
+        ensure!(!head.to_lowercase().contains("transfer-encoding: chunked"), "an answer in chunks");
+        let code = head.split_whitespace().nth(1).context("an answer without a status")?;
+        Ok((code.parse()?, body.to_owned()))
+    };
+    tokio::time::timeout(Duration::from_secs(10), work).await.context("no answer in time")?
+}
+
+/// Samples in the text format of Prometheus, by name and labels as they are written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Metrics(pub BTreeMap<String, f64>);
+
+impl Metrics {
+    /// Reads the text; refuses what a scraper would refuse.
+    ///
+    /// # Errors
+    /// With the first line that is not in the format.
+    pub fn parse(text: &str) -> Result<Self> {
+        let is_name = |name: &str| {
+            !name.is_empty()
+                && !name.starts_with(|c: char| c.is_ascii_digit())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == ':')
+        };
+        let mut samples = BTreeMap::new();
+        ensure!(text.ends_with('\n'), "the last line does not end");
+        for line in text.lines() {
+            if let Some(comment) = line.strip_prefix('#') {
+                let known = ["HELP ", "TYPE ", "UNIT ", "EOF"].iter().any(|word| comment.trim_start().starts_with(word));
+                ensure!(known, "an unknown comment: {line}");
+                continue;
+            }
+            let (series, value) = line.rsplit_once(' ').with_context(|| format!("no value: {line}"))?;
+            let value: f64 = value.parse().with_context(|| format!("not a number: {line}"))?;
+            let (name, labels) = series.split_once('{').unwrap_or((series, "}"));
+            ensure!(is_name(name) && labels.ends_with('}'), "not a name with labels: {line}");
+            for label in labels.trim_end_matches('}').split(',').filter(|label| !label.is_empty()) {
+                let (key, quoted) = label.split_once('=').with_context(|| format!("not a label: {line}"))?;
+                let is_quoted = quoted.len() >= 2 && quoted.starts_with('"') && quoted.ends_with('"');
+                ensure!(is_name(key) && is_quoted, "not a label: {line}");
+            }
+            ensure!(samples.insert(series.to_owned(), value).is_none(), "twice: {series}");
+        }
+        Ok(Self(samples))
+    }
+
+    /// The sum of all samples of this name whose labels hold every one of `labels`, such as `method="PATCH"`.
+    pub fn sum(&self, name: &str, labels: &[&str]) -> f64 {
+        let is_it = |series: &str| {
+            let (found, rest) = series.split_once('{').unwrap_or((series, ""));
+            found == name && labels.iter().all(|label| rest.contains(label))
+        };
+        self.0.iter().filter(|(series, _)| is_it(series)).map(|(_, value)| value).sum()
+    }
+}
+
+impl DataCentre {
+    /// The metrics of the operator.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in the format.
+    pub async fn metrics(&self) -> Result<Metrics> {
+        let (code, text) = http_get(&operator_url(self.instance())?, "/metrics").await?;
+        ensure!(code == 200, "/metrics answers {code}");
+        Metrics::parse(&text)
+    }
+
+    /// Whether the operator says that it is ready; false also when nobody answers.
+    ///
+    /// # Errors
+    /// When no operator is installed.
+    pub async fn operator_is_ready(&self) -> Result<bool> {
+        let url = operator_url(self.instance())?;
+        Ok(http_get(&url, "/readyz").await.is_ok_and(|(code, _)| code == 200))
+    }
+}
