@@ -482,7 +482,7 @@ async fn check_binding(dc: &DataCentre) -> Result<String> {
     let login = credentials.login(None).await?;
     assert_eq!(login.value("select current_database()").await?, get("database"));
     assert_eq!(login.value("select count(*) from pg_extension where extname = 'pg_trgm'").await?, "1");
-    assert_eq!(login.value("select rolconnlimit from pg_roles where rolname = current_user").await?, "17");
+    assert_eq!(login.value("select datconnlimit from pg_database where datname = current_database()").await?, "17");
     login.run("create table lettere (testo text); insert into lettere values ('cara')").await?;
     assert_eq!(login.value("select testo from lettere").await?, "cara");
     Ok(password.to_owned())

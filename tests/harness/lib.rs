@@ -165,6 +165,35 @@ impl DataCentre {
         bail!("{name} is not {what} after {PATIENCE:?}: {}", conditions.unwrap_or_default())
     }
 
+    /// Two entries of the catalogue for a story of its own: `<prefix>-pagina` needs nothing, `<prefix>-portale` needs a
+    /// PostgreSQL database.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn two_templates(&self, prefix: &str) -> Result<()> {
+        let template = |name: &str, env: Value, engines: Value| {
+            json!({
+                "apiVersion": "conme.venis.it/v1alpha1",
+                "kind": "ServiceTemplate",
+                "metadata": {"name": format!("{prefix}-{name}")},
+                "spec": {
+                    "displayName": name, "description": name, "licence": "EUPL-1.2", "source": "this story",
+                    "defaultVersion": "1",
+                    "versions": [{
+                        "version": "1", "image": "example.org/story:1", "ports": [{"name": "http", "port": 8080}],
+                        "env": env, "resources": {"cpu": "50m", "memory": "64Mi"}, "replicas": 1,
+                        "requires": {"database": engines},
+                    }],
+                },
+            })
+        };
+        let bound = json!([{"name": "DATABASE_URL", "fromBinding": "uri"}]);
+        let items = [template("pagina", json!([]), json!([])), template("portale", bound, json!(["postgresql"]))];
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        conme_testbed::install::apply(self.instance(), &list).await?;
+        Ok(())
+    }
+
     /// Any object of any kind.
     pub fn api(&self, kind: conme_blueprint::Kind, namespace: &str) -> Api<DynamicObject> {
         api_with(self.client(), kind, namespace)

@@ -13,7 +13,7 @@ use crate::{
     child::{ChildRef, Desired, holds},
     kind::{Kind, Wave},
     quota::{QuotaSeen, Share, next_step},
-    validate::{ValidComune, ValidEnvironment},
+    validate::{ValidComune, ValidEnvironment, environments},
 };
 
 /// Whether a live child is as the operator left it.
@@ -415,14 +415,37 @@ fn orphaned_environments(
         .collect()
 }
 
+/// What the declared environments may share: the totals without what orphaned namespaces hold. Nobody is going to give
+/// that up, so it is no use waiting for it.
+fn left_by_orphans(
+    comune: &ValidComune,
+    orphaned: &[(ValidEnvironment, String)],
+    observed: &Observed,
+) -> Amounts {
+    let held = |in_quota: &String| -> Amount {
+        let quotas = orphaned.iter().filter_map(|(environment, _)| observed.quotas.get(&environment.namespace));
+        quotas.filter_map(|quota| quota.used.get(in_quota).copied()).sum()
+    };
+    comune
+        .totals
+        .iter()
+        .map(|(resource, total)| {
+            let in_quota = build::hard(&Amounts::from([(resource.clone(), *total)]));
+            let held = in_quota.keys().map(held).max().unwrap_or_default();
+            (resource.clone(), total.saturating_sub(held))
+        })
+        .collect()
+}
+
 fn quota_steps(
     comune: &ValidComune,
     orphaned: &[(ValidEnvironment, String)],
     observed: &Observed,
     waits: &mut Vec<Wait>,
 ) -> BTreeMap<String, Amounts> {
-    let environments = comune.environments.iter().chain(orphaned.iter().map(|(environment, _)| environment));
-    let shares: BTreeMap<String, Share> = environments
+    let declared = environments(&comune.name, &comune.spec, &left_by_orphans(comune, orphaned, observed));
+    let all = declared.iter().chain(orphaned.iter().map(|(environment, _)| environment));
+    let shares: BTreeMap<String, Share> = all
         .map(|environment| {
             let seen = observed.quotas.get(&environment.namespace).cloned().unwrap_or_default();
             (environment.namespace.clone(), Share { target: build::hard(&environment.part), seen })

@@ -226,10 +226,11 @@ fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Fi
         .filter(|wait| wait.condition == type_)
         .map(|wait| wait.message.as_str())
         .collect();
-    if !waits.is_empty() {
+    let left = facts.plan.actions().filter(|action| condition_of(action.at()) == type_).count();
+    // While paused, nobody but a person is waited for.
+    if !waits.is_empty() && !(facts.paused && left > 0) {
         return (false, reasons::WAITING, waits.join("; "));
     }
-    let left = facts.plan.actions().filter(|action| condition_of(action.at()) == type_).count();
     if left > 0 {
         let reason = if facts.paused { reasons::PAUSED } else { reasons::IN_PROGRESS };
         return (false, reason, format!("{left} objects differ from the manifest"));

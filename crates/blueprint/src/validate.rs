@@ -402,7 +402,8 @@ fn step(resource: &str) -> u64 {
     }
 }
 
-fn environments(comune: &str, spec: &ComuneSpec, totals: &Amounts) -> Vec<ValidEnvironment> {
+/// The environments of a Comune, each with its part of the totals.
+pub(crate) fn environments(comune: &str, spec: &ComuneSpec, totals: &Amounts) -> Vec<ValidEnvironment> {
     let count = spec.environments.len() as u32;
     let part = |environment: &Environment| -> Amounts {
         totals

@@ -8,6 +8,7 @@ use std::{
 
 use conme_cluster::{Calls, Executor, Index};
 use kube::Client;
+use tokio::sync::watch;
 
 use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World};
 
@@ -42,6 +43,8 @@ pub struct Context {
     pub service_account: String,
     /// Databases and Secrets are looked at again after this time, also when nothing has changed.
     pub recheck: Duration,
+    /// Whether this process leads. Asked right before every statement that changes a database.
+    pub leads: watch::Receiver<bool>,
     /// When each database server was last looked at as a whole.
     pub secured: tokio::sync::Mutex<HashMap<String, Instant>>,
     /// When figures that move by themselves were last told, by Comune.

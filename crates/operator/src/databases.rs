@@ -253,7 +253,8 @@ async fn bring_about(
         None => new_password()?,
     };
     secure(context, &task.server.name, &server).await?;
-    let outcome = conme_databases::ensure(&server, &task.desired, &password)
+    let still_leading = |_: &conme_databases::postgresql::Step| *context.leads.borrow();
+    let outcome = conme_databases::ensure_while(&server, &task.desired, &password, still_leading)
         .await
         .map_err(|problem| in_words(problem, &task.desired))?;
     for change in &outcome.changed {

@@ -61,6 +61,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let metrics = Arc::new(OperatorMetrics::default());
     let calls = Calls::new(metrics.clone());
     let index = Arc::new(Mutex::new(Index::default()));
+    let (leading, mut leads) = watch::channel(false);
     let context = Arc::new(Context {
         executor: Executor::new(client.clone(), calls.clone(), options.calls, index.clone()),
         client: client.clone(),
@@ -75,6 +76,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         namespace: options.namespace.clone(),
         service_account: options.service_account.clone(),
         recheck: options.recheck,
+        leads: leads.clone(),
         secured: tokio::sync::Mutex::default(),
         told: Mutex::default(),
     });
@@ -90,7 +92,6 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     };
     let web = tokio::spawn(serve(options.listen, Arc::new(vitals)));
 
-    let (leading, mut leads) = watch::channel(false);
     let lease_name = "conme-operator";
     let holder = {
         let (client, calls, options) = (client.clone(), calls.clone(), options.clone());

@@ -191,6 +191,28 @@ fn an_environment_that_left_the_manifest_is_closed_kept_and_comes_back() {
 }
 
 #[test]
+fn what_an_orphan_holds_is_not_waited_for_and_not_promised_twice() {
+    let full = fixtures::full_comune();
+    let world = settled(&valid(&full));
+    let shrunk = valid(&edited(&full, |comune| {
+        comune["spec"]["environments"] = json!([{"name": "produzione", "share": 100}]);
+        comune["spec"]["services"].as_array_mut().unwrap().pop();
+    }));
+    // The orphan gave up its part, but for what stands in it.
+    let mut observed = world.observe("dolo");
+    let held = crate::capacity::Amounts::from([("count/configmaps".to_owned(), Amount::units(3))]);
+    observed.quotas.insert(COLLAUDO.into(), crate::quota::QuotaSeen { used: held, ..Default::default() });
+    let plan = crate::plan::plan(&shrunk, &observed, now());
+    let at = ChildRef::new(Kind::ResourceQuota, PRODUZIONE, "conme-quota");
+    let Some(Action::Apply { desired, .. }) = plan.actions().find(|action| *action.at() == at) else {
+        panic!("the quota of the environment that is left grows: {plan:?}")
+    };
+    assert_eq!(desired.body["spec"]["hard"]["count/configmaps"], "197");
+    assert_eq!(desired.body["spec"]["hard"]["count/jobs.batch"], "100");
+    assert_eq!(plan.waits, []);
+}
+
+#[test]
 fn an_orphan_that_is_seen_only_in_part_does_not_lose_its_isolation() {
     let full = fixtures::full_comune();
     let mut world = settled(&valid(&full));
