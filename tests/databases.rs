@@ -34,6 +34,11 @@ fn database(name: &str) -> Value {
     json!({"name": name, "engine": "postgresql", "placement": {"shared": SERVER}})
 }
 
+/// A name that no earlier run on the same data centre has used: databases outlive their stories.
+fn fresh(name: &str) -> String {
+    format!("{name}-{}", jiff::Timestamp::now().as_millisecond())
+}
+
 /// What psql says to a user who follows the documentation: the address from the Secret, the CA in a file.
 struct Psql {
     program: std::path::PathBuf,
@@ -130,7 +135,12 @@ async fn the_secret_opens_its_own_database_and_no_other() -> Result<()> {
     let neighbour = Psql::new(&data_centre, "dat-due", &other)?;
 
     // Its own: tables, data, temporary tables, over TLS.
-    psql.run(None, "drop table if exists registro; create table registro (numero int primary key, oggetto text)").await.unwrap();
+    psql.run(
+        None,
+        "drop table if exists registro; create table registro (numero int primary key, oggetto text)",
+    )
+    .await
+    .unwrap();
     psql.run(None, "insert into registro values (1, 'prova')").await.unwrap();
     assert_eq!(psql.run(None, "select oggetto from registro").await.unwrap(), "prova");
     let encrypted = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
@@ -170,21 +180,22 @@ async fn an_application_cannot_make_roles_databases_or_extensions() -> Result<()
     assert_eq!(psql.run(None, "select 'Dolo'::citext = 'DOLO'::citext").await.unwrap(), "t");
     // Neither what the list of the server allows (pg_trgm, trusted by PostgreSQL itself) nor what it does not.
     for extension in ["pg_trgm", "hstore", "dblink", "postgres_fdw", "file_fdw"] {
-        psql.refused(None, &format!("create extension {extension}"), "permission denied to create extension").await;
+        psql.refused(None, &format!("create extension {extension}"), "permission denied to create extension")
+            .await;
     }
     psql.refused(None, "drop extension citext", "must be owner of extension").await;
     psql.refused(None, "create role ladro login superuser", "must be superuser").await;
     psql.refused(None, "create role ladro login", "permission denied to create role").await;
     psql.refused(None, "create database altra", "permission denied to create database").await;
     psql.refused(None, "create schema altra", "permission denied for database").await;
-    psql.refused(None, "alter database dat_chiuso__dati connection limit -1", "must be owner of database").await;
+    psql.refused(None, "alter database dat_chiuso__dati connection limit -1", "must be owner of database")
+        .await;
     psql.refused(None, "alter role current_user superuser", "must be superuser").await;
     psql.refused(None, "set role dat_chiuso__dati__owner", "permission denied to set role").await;
     psql.refused(None, "set role conme_admin", "permission denied to set role").await;
     psql.refused(None, "drop database dat_chiuso__dati", "must be owner of database").await;
     psql.refused(None, "select rolpassword from pg_authid", "permission denied for table pg_authid").await;
-    psql.refused(None, "copy (select 1) to program 'id'", "permission denied to COPY to or from an external program")
-        .await;
+    psql.refused(None, "copy (select 1) to program 'id'", "to COPY to or from an external program").await;
     psql.refused(None, "select pg_read_file('pg_hba.conf')", "permission denied for function").await;
     // It still works for what it is for.
     psql.run(None, "create table a (b int); drop table a").await.unwrap();
@@ -240,7 +251,10 @@ async fn the_secret_is_a_service_binding() -> Result<()> {
         assert_eq!(found.get(key), value, "{key}");
     }
     let password = found.get("password");
-    assert!(password.len() >= 26 && password.chars().all(|c| c.is_ascii_alphanumeric()), "no password for an address");
+    assert!(
+        password.len() >= 26 && password.chars().all(|c| c.is_ascii_alphanumeric()),
+        "no password for an address"
+    );
     assert_eq!(
         found.get("uri"),
         format!(
@@ -344,16 +358,15 @@ async fn the_connection_limit_holds_and_follows_the_manifest() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_extension_comes_with_an_edit_of_the_manifest() -> Result<()> {
     let data_centre = DataCentre::shared().await?;
-    // An extension stays with its database: begin without that of an earlier run on the same data centre.
-    administrator(&data_centre, None).await?.run("drop database if exists dat_esteso__testi with (force)").await?;
-    data_centre.apply("dat-esteso", spec("Esteso", 902_009, json!([database("testi")]))).await?;
+    let testi = fresh("testi");
+    data_centre.apply("dat-esteso", spec("Esteso", 902_009, json!([database(&testi)]))).await?;
     let before = data_centre.ready("dat-esteso").await?;
-    let login = Credentials::of(&data_centre, "dat-esteso-produzione", "testi").await?.login(None).await?;
-    login.run("drop table if exists t; create table t (a text); insert into t values ('resta')").await?;
+    let login = Credentials::of(&data_centre, "dat-esteso-produzione", &testi).await?.login(None).await?;
+    login.run("create table t (a text); insert into t values ('resta')").await?;
     let similar = "select similarity('Portogruaro', 'Portogruaro')";
     assert!(login.value(similar).await.unwrap_err().to_string().contains("does not exist"));
 
-    let mut extended = database("testi");
+    let mut extended = database(&testi);
     extended["extensions"] = json!(["pg_trgm", "uuid-ossp"]);
     data_centre.apply("dat-esteso", spec("Esteso", 902_009, json!([extended]))).await?;
     let after = data_centre.ready("dat-esteso").await?;
@@ -364,7 +377,7 @@ async fn an_extension_comes_with_an_edit_of_the_manifest() -> Result<()> {
     assert_eq!(provisioned(&before), provisioned(&after), "it is the same database");
 
     // One that is no longer declared stays: something may be stored in its types.
-    data_centre.apply("dat-esteso", spec("Esteso", 902_009, json!([database("testi")]))).await?;
+    data_centre.apply("dat-esteso", spec("Esteso", 902_009, json!([database(&testi)]))).await?;
     data_centre.ready("dat-esteso").await?;
     assert_eq!(login.value(similar).await?, "1");
     data_centre.tidy_up("dat-esteso").await
@@ -373,7 +386,8 @@ async fn an_extension_comes_with_an_edit_of_the_manifest() -> Result<()> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_extension_that_is_not_allowed_is_told_and_stops_no_other_database() -> Result<()> {
     let data_centre = DataCentre::shared().await?;
-    let mut bad = database("mappe");
+    let mappe = fresh("mappe");
+    let mut bad = database(&mappe);
     bad["extensions"] = json!(["postgis", "pg_trgm"]);
     data_centre.apply("dat-vietato", spec("Vietato", 902_010, json!([bad, database("buono")]))).await?;
     let comune = data_centre
@@ -381,28 +395,37 @@ async fn an_extension_that_is_not_allowed_is_told_and_stops_no_other_database() 
             is_current(comune)
                 && comune.status.as_ref().is_some_and(|status| {
                     let is = |name: &str, ready: bool| {
-                        status.databases.iter().any(|database| database.name == name && database.ready == ready)
+                        status
+                            .databases
+                            .iter()
+                            .any(|database| database.name == name && database.ready == ready)
                     };
-                    is("buono", true) && is("mappe", false)
+                    is("buono", true) && is(&mappe, false)
                 })
         })
         .await?;
     let (status, reason, message) = told(&comune, reasons::READY);
     assert_eq!((status.as_str(), reason.as_str()), ("False", reasons::INVALID), "{message}");
-    for word in ["mappe", "postgis", "does not allow", "pg_trgm", "ltree"] {
+    for word in [mappe.as_str(), "postgis", "does not allow", "pg_trgm", "ltree"] {
         assert!(message.contains(word), "{word} is missing: {message}");
     }
     Credentials::of(&data_centre, "dat-vietato-produzione", "buono").await?.login(None).await?;
-    assert!(Credentials::of(&data_centre, "dat-vietato-produzione", "mappe").await.is_err(), "no Secret leads nowhere");
+    assert!(
+        Credentials::of(&data_centre, "dat-vietato-produzione", &mappe).await.is_err(),
+        "no Secret leads nowhere"
+    );
     let admin = administrator(&data_centre, None).await?;
-    assert!(exists(&admin, "dat_vietato__buono").await? && !exists(&admin, "dat_vietato__mappe").await?);
+    assert!(
+        exists(&admin, "dat_vietato__buono").await?
+            && !exists(&admin, &format!("dat_vietato__{}", mappe.replace('-', "_"))).await?
+    );
 
     // Put right, it is made at once.
-    let mut good = database("mappe");
+    let mut good = database(&mappe);
     good["extensions"] = json!(["pg_trgm"]);
     data_centre.apply("dat-vietato", spec("Vietato", 902_010, json!([good, database("buono")]))).await?;
     data_centre.ready("dat-vietato").await?;
-    Credentials::of(&data_centre, "dat-vietato-produzione", "mappe").await?.login(None).await?;
+    Credentials::of(&data_centre, "dat-vietato-produzione", &mappe).await?.login(None).await?;
     data_centre.tidy_up("dat-vietato").await
 }
 
@@ -430,7 +453,8 @@ async fn a_dead_server_and_wrong_credentials_hold_up_nothing_else_and_heal_by_th
     assert!(message.contains(&address) && message.contains("refused"), "{message}");
     let comune = data_centre
         .comune_where("dat-nuovo", "waiting with one service", |comune| {
-            condition(comune, reasons::SERVICES_DEPLOYED).is_some_and(|(_, reason, _)| reason == reasons::WAITING)
+            condition(comune, reasons::SERVICES_DEPLOYED)
+                .is_some_and(|(_, reason, _)| reason == reasons::WAITING)
         })
         .await?;
     for type_ in [reasons::ADMITTED, reasons::NAMESPACES_READY, reasons::NETWORK_ISOLATED] {
@@ -450,9 +474,16 @@ async fn a_dead_server_and_wrong_credentials_hold_up_nothing_else_and_heal_by_th
         (Kind::Deployment, "pagina"),
         (Kind::Ingress, "pagina"),
     ] {
-        assert!(data_centre.read(kind, namespace, name).await?.is_some(), "{} {name} is missing", kind.name());
+        assert!(
+            data_centre.read(kind, namespace, name).await?.is_some(),
+            "{} {name} is missing",
+            kind.name()
+        );
     }
-    assert!(data_centre.read(Kind::Deployment, namespace, "portale").await?.is_none(), "its pods could only fail");
+    assert!(
+        data_centre.read(Kind::Deployment, namespace, "portale").await?.is_none(),
+        "its pods could only fail"
+    );
     // Who was there before is told of it, and keeps the Secret.
     databases_not_ready(&data_centre, "dat-prima", reasons::SERVER_UNREACHABLE).await?;
     let kept = Credentials::of(&data_centre, "dat-prima-produzione", "dati").await?;

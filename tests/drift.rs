@@ -68,8 +68,11 @@ impl Town {
                 "volumes": [{"name": "data", "path": "/data", "kind": "Persistent", "size": "1Gi"}],
             }),
         );
-        install::apply(data_centre.instance(), &json!({"apiVersion": "v1", "kind": "List", "items": [web, archive]}))
-            .await?;
+        install::apply(
+            data_centre.instance(),
+            &json!({"apiVersion": "v1", "kind": "List", "items": [web, archive]}),
+        )
+        .await?;
         let since = Timestamp::now();
         let spec = json!({
             "entity": entity(name, istat),
@@ -106,9 +109,9 @@ impl Town {
 
     async fn available(&self) -> Result<()> {
         let available = |comune: &conme_api::Comune| {
-            ["Ready", "Available"]
-                .iter()
-                .all(|type_| conme_stories::condition(comune, type_).is_some_and(|(status, ..)| status == "True"))
+            ["Ready", "Available"].iter().all(|type_| {
+                conme_stories::condition(comune, type_).is_some_and(|(status, ..)| status == "True")
+            })
         };
         self.data_centre.comune_where(&self.name, "ready and available", available).await.map(|_| ())
     }
@@ -157,7 +160,11 @@ impl Town {
     async fn is_as_before(&self, made_anew: &BTreeSet<Address>) -> Result<()> {
         let now = self.snapshot().await?;
         let (then, names): (BTreeSet<_>, BTreeSet<_>) = (self.before.keys().collect(), now.keys().collect());
-        ensure!(then == names, "appeared or vanished: {:?}", then.symmetric_difference(&names).collect::<Vec<_>>());
+        ensure!(
+            then == names,
+            "appeared or vanished: {:?}",
+            then.symmetric_difference(&names).collect::<Vec<_>>()
+        );
         for (at, (uid, object)) in &self.before {
             let (uid_now, mut now) = now[at].clone();
             ensure!(*uid == uid_now || made_anew.contains(at), "{at:?} is another object");
@@ -215,7 +222,10 @@ impl Town {
             touched.iter().map(|(kind, _, name)| (kind.plural().to_owned(), name.clone())).collect();
         for entry in self.writes(since)? {
             let written = (entry.resource(), entry.object().1);
-            ensure!(touched.contains(&written), "the operator wrote to {written:?}, which nobody had touched");
+            ensure!(
+                touched.contains(&written),
+                "the operator wrote to {written:?}, which nobody had touched"
+            );
         }
         Ok(())
     }
@@ -252,7 +262,10 @@ async fn quiet(town: &Town, window: Duration) -> Result<()> {
             return Ok(());
         }
     }
-    bail!("the operator does not come to rest: {:?}", town.writes(town.since)?.iter().rev().take(9).collect::<Vec<_>>())
+    bail!(
+        "the operator does not come to rest: {:?}",
+        town.writes(town.since)?.iter().rev().take(9).collect::<Vec<_>>()
+    )
 }
 
 // ---------------------------------------------------------------------------------------------- what is done to it
@@ -280,7 +293,10 @@ fn push(list: &mut Value, element: Value) {
 }
 
 fn more_subjects(o: &mut Value) {
-    push(&mut o["subjects"], json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:authenticated"}));
+    push(
+        &mut o["subjects"],
+        json!({"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "system:authenticated"}),
+    );
 }
 
 fn another_subject(o: &mut Value) {
@@ -362,7 +378,10 @@ fn children() -> Vec<Child> {
             "web",
             |o| o["spec"]["ports"][0]["port"] = json!(81),
             |o| {
-                push(&mut o["spec"]["ports"], json!({"name": "more", "port": 9999, "targetPort": 9999, "protocol": "TCP"}));
+                push(
+                    &mut o["spec"]["ports"],
+                    json!({"name": "more", "port": 9999, "targetPort": 9999, "protocol": "TCP"}),
+                );
                 push(&mut o["spec"]["externalIPs"], json!("203.0.113.7"));
             },
         ),
@@ -406,7 +425,8 @@ fn children() -> Vec<Child> {
                 let mut rule = o["spec"]["rules"][0].clone();
                 rule["host"] = json!("more.example");
                 push(&mut o["spec"]["rules"], rule);
-                o["metadata"]["annotations"]["nginx.ingress.kubernetes.io/server-alias"] = json!("more.example");
+                o["metadata"]["annotations"]["nginx.ingress.kubernetes.io/server-alias"] =
+                    json!("more.example");
             },
         ),
         Child { kind: Kind::PersistentVolumeClaim, name: "archive--data", edit: None, add: None },
@@ -453,7 +473,8 @@ async fn make(town: &Town, at: &Address, way: Way, change: Change) -> Result<()>
         let result = match way {
             Way::Put | Way::Cleared => put(changed).await,
             Way::Patch => {
-                let params = PatchParams { field_manager: Some("kubectl-edit".into()), ..PatchParams::default() };
+                let params =
+                    PatchParams { field_manager: Some("kubectl-edit".into()), ..PatchParams::default() };
                 api.patch(&at.2, &params, &Patch::Merge(&difference(&live, &changed))).await
             }
             Way::Apply | Way::Forged => {
@@ -490,7 +511,11 @@ async fn repaired(name: &str, istat: u32, way: Way) -> Result<()> {
     for child in children() {
         let at = town.address(&child);
         touched.insert(at.clone());
-        for (what, change) in [("edited", child.edit), ("added to", child.add), ("metadata added", Some(more_metadata as Change))] {
+        for (what, change) in [
+            ("edited", child.edit),
+            ("added to", child.add),
+            ("metadata added", Some(more_metadata as Change)),
+        ] {
             let Some(change) = change else { continue };
             make(&town, &at, way, change).await?;
             town.restored(&at, &format!("{way:?}, {what}"), false).await?;
@@ -535,7 +560,9 @@ fn marks() -> Vec<(&'static str, Change)> {
         labels.retain(|key, _| ![keys::COMUNE, keys::COMPONENT, keys::MANAGED_BY].contains(&key.as_str()));
     }
     vec![
-        ("hash of another request", |o| o["metadata"]["annotations"][keys::APPLIED] = json!("0123456789abcdef")),
+        ("hash of another request", |o| {
+            o["metadata"]["annotations"][keys::APPLIED] = json!("0123456789abcdef")
+        }),
         ("no hash", |o| {
             o["metadata"]["annotations"].as_object_mut().unwrap().remove(keys::APPLIED);
         }),
@@ -615,7 +642,10 @@ async fn whatever_is_deleted_is_made_again() -> Result<()> {
     let since = Timestamp::now();
     let mut touched = BTreeSet::new();
     // A Namespace and a volume claim in use go slowly: stories of their own.
-    for child in children().into_iter().filter(|child| !matches!(child.kind, Kind::Namespace | Kind::PersistentVolumeClaim)) {
+    for child in children()
+        .into_iter()
+        .filter(|child| !matches!(child.kind, Kind::Namespace | Kind::PersistentVolumeClaim))
+    {
         let at = town.address(&child);
         town.api(child.kind).delete(child.name, &DeleteParams::background()).await?;
         town.restored(&at, "deleted", true).await?;
@@ -632,10 +662,14 @@ async fn whatever_is_deleted_is_made_again() -> Result<()> {
 async fn everything_deleted_at_once_is_made_again() -> Result<()> {
     let town = Town::shared("dri-all", 901_108).await?;
     let mut touched = BTreeSet::new();
-    for child in children().into_iter().filter(|child| !matches!(child.kind, Kind::Namespace | Kind::PersistentVolumeClaim)) {
+    for child in children()
+        .into_iter()
+        .filter(|child| !matches!(child.kind, Kind::Namespace | Kind::PersistentVolumeClaim))
+    {
         touched.insert(town.address(&child));
     }
-    let deletions = touched.iter().map(|at| async { town.api(at.0).delete(&at.2, &DeleteParams::background()).await });
+    let deletions =
+        touched.iter().map(|at| async { town.api(at.0).delete(&at.2, &DeleteParams::background()).await });
     for deleted in futures::future::join_all(deletions).await {
         deleted?;
     }
@@ -656,11 +690,15 @@ async fn a_deleted_namespace_really_ends_and_is_made_again_with_everything() -> 
     let at = (Kind::Namespace, String::new(), town.namespace());
     town.api(Kind::Namespace).delete(&town.namespace(), &DeleteParams::default()).await?;
     town.restored(&at, "namespace deleted", true).await?;
-    let made_anew: BTreeSet<Address> =
-        town.before.keys().filter(|at| at.1 == town.namespace() || at.2 == town.namespace()).cloned().collect();
-    eventually("everything is there again", async || Ok(town.is_as_before(&made_anew).await.is_ok())).await.or_else(|late| {
-        futures::executor::block_on(town.is_as_before(&made_anew)).and(Err(late))
-    })?;
+    let made_anew: BTreeSet<Address> = town
+        .before
+        .keys()
+        .filter(|at| at.1 == town.namespace() || at.2 == town.namespace())
+        .cloned()
+        .collect();
+    eventually("everything is there again", async || Ok(town.is_as_before(&made_anew).await.is_ok()))
+        .await
+        .or_else(|late| futures::executor::block_on(town.is_as_before(&made_anew)).and(Err(late)))?;
     town.available().await?;
     let after = Credentials::of(&town.data_centre, &town.namespace(), "sito").await?;
     assert_eq!(before.0, after.0, "the same database with the same password");
@@ -673,13 +711,15 @@ async fn a_deleted_namespace_really_ends_and_is_made_again_with_everything() -> 
 async fn a_volume_claim_deleted_by_hand_is_made_again_and_its_old_volume_keeps_the_data() -> Result<()> {
     let town = Town::shared("dri-claim", 901_110).await?;
     let at = (Kind::PersistentVolumeClaim, town.namespace(), "archive--data".to_owned());
-    let volume = |claim: Option<Value>| claim.and_then(|c| Some(c.pointer("/spec/volumeName")?.as_str()?.to_owned()));
+    let volume =
+        |claim: Option<Value>| claim.and_then(|c| Some(c.pointer("/spec/volumeName")?.as_str()?.to_owned()));
     let before = volume(town.get(&at).await?).context("bound")?;
     town.api(at.0).delete(&at.2, &DeleteParams::default()).await?;
     // In use, so it stays until its pod is gone; and somebody is told.
     let waits = |comune: &conme_api::Comune| {
-        conme_stories::condition(comune, "ServicesDeployed")
-            .is_some_and(|(status, _, message)| status != "True" && message.contains("archive--data is being deleted"))
+        conme_stories::condition(comune, "ServicesDeployed").is_some_and(|(status, _, message)| {
+            status != "True" && message.contains("archive--data is being deleted")
+        })
     };
     town.data_centre.comune_where(&town.name, "waiting for the claim to go", waits).await?;
     let pods: Api<Pod> = Api::namespaced(town.data_centre.client(), &town.namespace());
@@ -689,7 +729,11 @@ async fn a_volume_claim_deleted_by_hand_is_made_again_and_its_old_volume_keeps_t
     eventually("it is bound again", async || Ok(volume(town.get(&at).await?).is_some())).await?;
     assert_ne!(volume(town.get(&at).await?).unwrap(), before, "an empty volume does not pose as the old one");
     let volumes: Api<k8s_openapi::api::core::v1::PersistentVolume> = Api::all(town.data_centre.client());
-    assert_eq!(volumes.get(&before).await?.status.unwrap().phase.as_deref(), Some("Released"), "kept, with its data");
+    assert_eq!(
+        volumes.get(&before).await?.status.unwrap().phase.as_deref(),
+        Some("Released"),
+        "kept, with its data"
+    );
     town.available().await?;
     quiet(&town, WINDOW).await?;
     town.end().await
@@ -784,7 +828,10 @@ async fn what_belongs_to_the_tenant_is_not_touched() -> Result<()> {
     quiet(&town, WINDOW).await?;
     assert!(town.writes(since)?.is_empty(), "{:?}", town.writes(since)?);
     for (kind, _) in &objects {
-        town.data_centre.read(*kind, &town.namespace(), "own").await?.with_context(|| format!("{kind:?} is gone"))?;
+        town.data_centre
+            .read(*kind, &town.namespace(), "own")
+            .await?
+            .with_context(|| format!("{kind:?} is gone"))?;
     }
     // The control: the operator is awake and sees this namespace.
     let at = (Kind::ConfigMap, town.namespace(), "web".to_owned());
@@ -818,12 +865,18 @@ async fn what_the_clusters_own_controllers_do_causes_no_write() -> Result<()> {
     let condition = json!({"type": "Example", "status": "True", "reason": "Story", "message": "",
         "lastTransitionTime": "2026-01-01T00:00:00Z"});
     let scaler = json!({"status": {"currentReplicas": 2, "desiredReplicas": 2, "conditions": [condition]}});
-    town.api(Kind::HorizontalPodAutoscaler).patch_status("web", &PatchParams::default(), &Patch::Merge(&scaler)).await?;
+    town.api(Kind::HorizontalPodAutoscaler)
+        .patch_status("web", &PatchParams::default(), &Patch::Merge(&scaler))
+        .await?;
     let address = json!({"status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.9"}]}}});
     town.api(Kind::Ingress).patch_status("web", &PatchParams::default(), &Patch::Merge(&address)).await?;
     quiet(&town, WINDOW).await?;
     assert!(town.writes(since)?.is_empty(), "{:?}", town.writes(since)?);
-    assert_eq!(deployments.get("web").await?.spec.unwrap().replicas, Some(2), "the operator leaves the number alone");
+    assert_eq!(
+        deployments.get("web").await?.spec.unwrap().replicas,
+        Some(2),
+        "the operator leaves the number alone"
+    );
     // The control: of a Deployment that nothing scales, the number is the operator's.
     let at = (Kind::Deployment, town.namespace(), "archive".to_owned());
     let patch = json!({"spec": {"replicas": 0}});

@@ -186,7 +186,8 @@ async fn people(story: Arc<Story>, mut dice: Dice, mut manifests: Vec<Manifest>)
 async fn interfere(data_centre: &DataCentre, dice: &mut Dice, comune: &str) -> Result<bool> {
     let kind = TOUCHED[dice.below(TOUCHED.len() as u64) as usize];
     let api: Api<kube::api::DynamicObject> = Api::all_with(data_centre.client(), &kind.api_resource());
-    let mut found = api.list(&ListParams::default().labels(&format!("{}={comune}", keys::COMUNE))).await?.items;
+    let mut found =
+        api.list(&ListParams::default().labels(&format!("{}={comune}", keys::COMUNE))).await?.items;
     // Lists come in order, so that a seed leads to the same choice among the same objects.
     if found.is_empty() {
         return Ok(false);
@@ -207,12 +208,15 @@ async fn interfere(data_centre: &DataCentre, dice: &mut Dice, comune: &str) -> R
             Kind::Deployment => merge(json!({"spec": {"replicas": 7}})).await,
             Kind::NetworkPolicy => merge(json!({"spec": {"ingress": [{}], "egress": [{}]}})).await,
             Kind::RoleBinding => {
-                let somebody = json!({"kind": "User", "name": "ladro", "apiGroup": "rbac.authorization.k8s.io"});
+                let somebody =
+                    json!({"kind": "User", "name": "ladro", "apiGroup": "rbac.authorization.k8s.io"});
                 merge(json!({"subjects": [somebody]})).await
             }
             Kind::Secret => merge(json!({"stringData": {"password": "sbagliata"}})).await,
             Kind::LimitRange => merge(json!({"spec": {"limits": []}})).await,
-            Kind::Service => merge(json!({"spec": {"ports": [{"name": "http", "port": 81, "targetPort": 81}]}})).await,
+            Kind::Service => {
+                merge(json!({"spec": {"ports": [{"name": "http", "port": 81, "targetPort": 81}]}})).await
+            }
             _ => merge(json!({"metadata": {"annotations": {"by-hand": "1"}}})).await,
         },
     };
@@ -239,9 +243,10 @@ async fn guard(story: Arc<Story>) -> Result<(u32, BTreeMap<String, String>)> {
             let spec = quota.spec.and_then(|spec| spec.hard).unwrap_or_default();
             let enforced = quota.status.and_then(|status| status.hard).unwrap_or_default();
             for (resource, total) in [("requests.cpu", "4"), ("requests.memory", "8Gi"), ("pods", "40")] {
-                let amount = |hard: &BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>| {
-                    hard.get(resource).map(|quantity| Amount::parse(&quantity.0).expect("a quantity"))
-                };
+                let amount =
+                    |hard: &BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>| {
+                        hard.get(resource).map(|quantity| Amount::parse(&quantity.0).expect("a quantity"))
+                    };
                 let held = amount(&spec).max(amount(&enforced)).unwrap_or_default();
                 let sum = sums.entry((comune.clone(), resource.to_owned())).or_default();
                 *sum += held;
@@ -272,11 +277,15 @@ async fn archivist(story: Arc<Story>) -> Result<BTreeSet<String>> {
                     continue;
                 }
                 // Somebody may just have deleted the Secret or changed it by hand: then the next time.
-                let Ok(credentials) = Credentials::of(&story.data_centre, &namespace, &database.name).await else {
+                let Ok(credentials) = Credentials::of(&story.data_centre, &namespace, &database.name).await
+                else {
                     continue;
                 };
                 let Ok(login) = credentials.login(None).await else { continue };
-                let sql = format!("create table segno (di text); insert into segno values ('{}')", database.database);
+                let sql = format!(
+                    "create table segno (di text); insert into segno values ('{}')",
+                    database.database
+                );
                 login.run(&sql).await.with_context(|| format!("the mark of {}", database.database))?;
                 marked.insert(database.database);
             }
@@ -320,12 +329,19 @@ async fn left_to_do(data_centre: &DataCentre) -> Result<Vec<String>> {
     for comune in &comuni {
         let name = comune.name_any();
         let operator = (NAMESPACE, OPERATOR);
-        let mut site =
-            Site { data_center: Some(&data_center), templates: &templates, register: &mut register, operator };
+        let mut site = Site {
+            data_center: Some(&data_center),
+            templates: &templates,
+            register: &mut register,
+            operator,
+        };
         let verdict = validate(comune, &mut site);
-        left.extend(verdict.problems.iter().map(|problem| format!("{name}: {}: {}", problem.path, problem.message)));
+        left.extend(
+            verdict.problems.iter().map(|problem| format!("{name}: {}: {}", problem.path, problem.message)),
+        );
         let valid = verdict.valid.context("a Comune that can be built")?;
-        let (_, wanted) = totals_of(&comune.spec, &data_center).map_err(|problem| anyhow::anyhow!(problem.message))?;
+        let (_, wanted) =
+            totals_of(&comune.spec, &data_center).map_err(|problem| anyhow::anyhow!(problem.message))?;
         ensure!(valid.totals == wanted, "{name} has another total than it asks for");
         let namespaces: Vec<String> = comune
             .spec
@@ -361,6 +377,26 @@ async fn left_to_do(data_centre: &DataCentre) -> Result<Vec<String>> {
     Ok(left)
 }
 
+/// With the operator stopped, what is changed by hand is found; started again, it is put right.
+async fn that_look_finds_what_is_wrong(data_centre: &DataCentre) -> Result<()> {
+    let instance = data_centre.instance();
+    instance.stop_program(OPERATOR).await?;
+    let namespace = "kil-0-produzione";
+    data_centre
+        .api(Kind::NetworkPolicy, namespace)
+        .delete("conme-environment", &DeleteParams::default())
+        .await?;
+    let label = Patch::Merge(json!({"metadata": {"labels": {"by-hand": "1"}}}));
+    data_centre
+        .api(Kind::LimitRange, namespace)
+        .patch("conme-limits", &PatchParams::default(), &label)
+        .await?;
+    let left = left_to_do(data_centre).await?;
+    assert_eq!(left.len(), 2, "{left:#?}");
+    instance.start_program(OPERATOR).await?;
+    eventually("it is put right", || async { Ok(left_to_do(data_centre).await?.is_empty()) }).await
+}
+
 fn number(variable: &str, default: u64) -> u64 {
     std::env::var(variable).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
 }
@@ -391,8 +427,10 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
         deaths += u64::from(instance.kill(OPERATOR, Signal::Kill).await?);
         instance.start_program(OPERATOR).await?;
         // One that has found something wrong ends the story at once.
-        ensure!(!people.is_finished() && !guard.is_finished() && !archivist.is_finished(), stopped(
-            &mut people, &mut guard, &mut archivist).await);
+        ensure!(
+            !people.is_finished() && !guard.is_finished() && !archivist.is_finished(),
+            stopped(&mut people, &mut guard, &mut archivist).await
+        );
     }
     assert_eq!(deaths, kills, "each time there was an operator to be killed");
     let last_edit = Instant::now();
@@ -415,13 +453,20 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
     let left = left_to_do(&story.data_centre).await?;
     assert!(left.is_empty(), "seed {seed}: {left:#?}");
 
+    that_look_finds_what_is_wrong(&story.data_centre).await?;
+
     let namespaces: Api<Namespace> = Api::all(story.data_centre.client());
     for (name, uid) in &uids {
-        assert_eq!(namespaces.get(name).await?.uid().as_ref(), Some(uid), "seed {seed}: the namespace {name}");
+        assert_eq!(
+            namespaces.get(name).await?.uid().as_ref(),
+            Some(uid),
+            "seed {seed}: the namespace {name}"
+        );
     }
     let administrator = Credentials::of_administrator(&story.data_centre, SERVER)?;
     for database in &marked {
-        let login = administrator.login(Some(database)).await.with_context(|| format!("seed {seed}: {database}"))?;
+        let login =
+            administrator.login(Some(database)).await.with_context(|| format!("seed {seed}: {database}"))?;
         assert_eq!(&login.value("select string_agg(di, ',') from segno").await?, database, "seed {seed}");
     }
     let mut opened = 0;
@@ -443,7 +488,7 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
         marked.len(),
     );
     // It was a story about something.
-    assert!(edits >= kills && drifts > 0 && samples >= kills as u32, "seed {seed}");
+    assert!(u64::from(edits) >= kills && drifts > 0 && u64::from(samples) >= kills, "seed {seed}");
     assert!(marked.len() >= COMUNI as usize && writes > COMUNI as usize * 10, "seed {seed}");
     Ok(())
 }

@@ -26,7 +26,7 @@ use conme_testbed::{
 use kube::{
     Api, Client, Config,
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
-    config::{KubeConfigOptions, Kubeconfig},
+    config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
 pub use operator::{Metrics, http_get};
 pub use postgres::{Credentials, Login};
@@ -100,6 +100,18 @@ impl DataCentre {
     /// When the kubeconfig cannot be used.
     pub async fn client_as(&self, user: &str, groups: &[&str]) -> Result<Client> {
         client_of(self.instance(), Some((user, groups))).await
+    }
+
+    /// A client with a token and nothing else.
+    ///
+    /// # Errors
+    /// When the kubeconfig cannot be used.
+    pub async fn client_with_token(&self, token: &str) -> Result<Client> {
+        let mut kubeconfig = Kubeconfig::read_from(self.instance().kubeconfig()?)?;
+        for user in &mut kubeconfig.auth_infos {
+            user.auth_info = Some(AuthInfo { token: Some(token.to_owned().into()), ..AuthInfo::default() });
+        }
+        connect(kubeconfig, None).await
     }
 
     /// A client with the rights of the operator's own token.
@@ -188,7 +200,8 @@ impl DataCentre {
             })
         };
         let bound = json!([{"name": "DATABASE_URL", "fromBinding": "uri"}]);
-        let items = [template("pagina", json!([]), json!([])), template("portale", bound, json!(["postgresql"]))];
+        let items =
+            [template("pagina", json!([]), json!([])), template("portale", bound, json!(["postgresql"]))];
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         conme_testbed::install::apply(self.instance(), &list).await?;
         Ok(())
@@ -299,11 +312,14 @@ async fn client_of(instance: &Instance, somebody: Option<(&str, &[&str])>) -> Re
 }
 
 async fn client_from(kubeconfig: &Path, somebody: Option<(&str, &[&str])>) -> Result<Client> {
+    connect(Kubeconfig::read_from(kubeconfig)?, somebody).await
+}
+
+async fn connect(kubeconfig: Kubeconfig, somebody: Option<(&str, &[&str])>) -> Result<Client> {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
-    let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
     let mut config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
     if let Some((user, groups)) = somebody {
         config.auth_info.impersonate = Some(user.to_owned());

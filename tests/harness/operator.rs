@@ -1,6 +1,10 @@
 //! The operator as those see it who run it: health, readiness, metrics, its log.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    cell::Cell,
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use conme_testbed::install::operator_url;
@@ -9,7 +13,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::DataCentre;
+use crate::{DataCentre, eventually};
 
 /// Status code and body of a plain HTTP request to an address such as `http://127.0.0.1:8080`.
 ///
@@ -51,7 +55,9 @@ impl Metrics {
         ensure!(text.ends_with('\n'), "the last line does not end");
         for line in text.lines() {
             if let Some(comment) = line.strip_prefix('#') {
-                let known = ["HELP ", "TYPE ", "UNIT ", "EOF"].iter().any(|word| comment.trim_start().starts_with(word));
+                let known = ["HELP ", "TYPE ", "UNIT ", "EOF"]
+                    .iter()
+                    .any(|word| comment.trim_start().starts_with(word));
                 ensure!(known, "an unknown comment: {line}");
                 continue;
             }
@@ -97,5 +103,24 @@ impl DataCentre {
     pub async fn operator_is_ready(&self) -> Result<bool> {
         let url = operator_url(self.instance())?;
         Ok(http_get(&url, "/readyz").await.is_ok_and(|(code, _)| code == 200))
+    }
+
+    /// Waits until the operator has nothing under way and has not ended a pass for longer than it puts things off.
+    ///
+    /// # Errors
+    /// When it does not come to rest, or does not answer.
+    pub async fn operator_at_rest(&self) -> Result<()> {
+        let last = Cell::new((f64::NAN, Instant::now()));
+        eventually("the operator is at rest", || async {
+            let metrics = self.metrics().await?;
+            let passes = metrics.sum("controller_runtime_reconcile_total", &[]);
+            let busy =
+                metrics.sum("workqueue_depth", &[]) + metrics.sum("controller_runtime_active_workers", &[]);
+            if passes != last.get().0 || busy > 0.0 {
+                last.set((passes, Instant::now()));
+            }
+            Ok(last.get().1.elapsed() > Duration::from_secs(6))
+        })
+        .await
     }
 }

@@ -423,7 +423,8 @@ fn left_by_orphans(
     observed: &Observed,
 ) -> Amounts {
     let held = |in_quota: &String| -> Amount {
-        let quotas = orphaned.iter().filter_map(|(environment, _)| observed.quotas.get(&environment.namespace));
+        let quotas =
+            orphaned.iter().filter_map(|(environment, _)| observed.quotas.get(&environment.namespace));
         quotas.filter_map(|quota| quota.used.get(in_quota).copied()).sum()
     };
     comune

@@ -227,13 +227,16 @@ fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Fi
         .map(|wait| wait.message.as_str())
         .collect();
     let left = facts.plan.actions().filter(|action| condition_of(action.at()) == type_).count();
+    let differ = format!("{left} objects differ from the manifest");
     // While paused, nobody but a person is waited for.
-    if !waits.is_empty() && !(facts.paused && left > 0) {
+    if facts.paused && left > 0 {
+        return (false, reasons::PAUSED, differ);
+    }
+    if !waits.is_empty() {
         return (false, reasons::WAITING, waits.join("; "));
     }
     if left > 0 {
-        let reason = if facts.paused { reasons::PAUSED } else { reasons::IN_PROGRESS };
-        return (false, reason, format!("{left} objects differ from the manifest"));
+        return (false, reasons::IN_PROGRESS, differ);
     }
     match type_ {
         reasons::SERVICES_DEPLOYED if comune.spec.services.is_empty() => {
@@ -247,11 +250,15 @@ fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Fi
             reasons::AS_DECLARED,
             "closed in both directions but for DNS, the own environment, the ingress controller, its database servers and what the manifest allows".into(),
         ),
-        _ => (
-            true,
-            reasons::AS_DECLARED,
-            format!("{} namespaces with quota, limits and role bindings", comune.spec.environments.len()),
-        ),
+        _ => {
+            let count = comune.spec.environments.len();
+            let mut message = format!("{count} namespaces with quota, limits and role bindings");
+            if !facts.plan.orphans.is_empty() {
+                let kept: Vec<&str> = facts.plan.orphans.keys().map(String::as_str).collect();
+                message += &format!("; what is kept in {} counts against the quota", kept.join(", "));
+            }
+            (true, reasons::AS_DECLARED, message)
+        }
     }
 }
 

@@ -119,7 +119,13 @@ impl Executor {
     /// Writes an object: creates it where none is known, else applies over the one that is known.
     async fn apply(&self, at: &ChildRef, body: &Value, exists: bool) -> kube::Result<()> {
         let object = if exists {
-            self.apply_over(at, body).await?
+            match self.apply_over(at, body).await {
+                // What somebody has fixed for ever can only be made anew. Never what may hold data.
+                Err(kube::Error::Api(status)) if at.kind.may_be_pruned() && is_fixed(&status) => {
+                    self.make_anew(at, body).await?
+                }
+                other => other?,
+            }
         } else {
             match self.patient(at, || self.create(at, body)).await {
                 Err(kube::Error::Api(status)) if status.reason == "AlreadyExists" => {
@@ -135,7 +141,20 @@ impl Executor {
     }
 
     async fn apply_over(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
-        let mut object = self.patient(at, || self.apply_once(at, body)).await?;
+        let mut object = match self.patient(at, || self.apply_once(at, body)).await {
+            // What somebody added can make the whole invalid, as a second port of the same name: it has to go first.
+            Err(kube::Error::Api(status)) if status.code == 422 => match self.read(at).await? {
+                Some(live)
+                    if live["metadata"]["uid"] == body["metadata"]["uid"]
+                        && child::has_fields_to_take_over(at.kind, &live) =>
+                {
+                    self.take_over(at, &live).await?;
+                    self.apply_once(at, body).await?
+                }
+                _ => return Err(kube::Error::Api(status)),
+            },
+            other => other?,
+        };
         // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
         // stay for ever. Twice: the take-over can meet a newer version of the object.
         for _ in 0..2 {
@@ -146,6 +165,14 @@ impl Executor {
             object = self.apply_once(at, body).await?;
         }
         Ok(object)
+    }
+
+    /// Deletes exactly the object that the body names by its unique id, and creates it again.
+    async fn make_anew(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
+        let mut body = body.clone();
+        let uid = body["metadata"].as_object_mut().and_then(|metadata| metadata.remove("uid"));
+        self.delete(at, uid.as_ref().and_then(Value::as_str).unwrap_or_default()).await?;
+        self.create(at, &body).await
     }
 
     /// An object of this name exists and no watch shows it: either somebody took the labels off one of the operator's
@@ -272,4 +299,15 @@ impl Executor {
 /// A refusal for want of quota has the same code as one for want of rights, and repeating it helps nobody.
 fn is_quota(message: &str) -> bool {
     message.contains("exceeded quota") || message.contains("is being terminated")
+}
+
+/// Whether an object was refused for nothing but fields that can never be changed: the role of a binding, the selector
+/// of a Deployment, the data of a ConfigMap that was declared immutable.
+fn is_fixed(status: &Status) -> bool {
+    let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+    status.code == 422
+        && !causes.is_empty()
+        && causes.iter().all(|cause| {
+            cause.message.contains("field is immutable") || cause.message.contains("cannot change roleRef")
+        })
 }

@@ -18,6 +18,8 @@ use serde_json::Value;
 pub struct Touched {
     /// The Comune that has to be looked at.
     pub comune: Option<String>,
+    /// The Comune that the object belonged to until somebody gave it to another.
+    pub former: Option<String>,
     /// A namespace that appeared, vanished or changed its owner.
     pub namespace: Option<String>,
     /// The change is one that somebody else made to a child that was as it should be.
@@ -90,7 +92,7 @@ impl Index {
             return touched;
         }
         if let Some(owner) = previous_owner.filter(|owner| *owner != comune) {
-            self.forget(&at, &owner);
+            touched.former = self.forget(&at, &owner).then_some(owner);
         }
         let known = self.children.get(&comune).and_then(|children| children.get(&at));
         if known.is_some_and(|record| record.version > version) {
@@ -240,7 +242,7 @@ impl Index {
             .collect();
         for (at, owner) in gone {
             self.forget(&at, &owner);
-            touched.push(Touched { comune: Some(owner), namespace: None, drift: true });
+            touched.push(Touched { comune: Some(owner), drift: true, ..Touched::default() });
         }
         touched
     }
@@ -446,6 +448,15 @@ mod tests {
         let touched = index.seen(Kind::ConfigMap, config(6, |o| o["metadata"]["labels"] = json!({})));
         assert_eq!(touched.comune.as_deref(), Some("dolo"));
         assert!(touched.drift);
+    }
+
+    #[test]
+    fn a_child_given_to_another_comune_wakes_the_one_it_belongs_to() {
+        let mut index = Index::default();
+        index.written(Kind::ConfigMap, config(5, |_| {}));
+        let touched = index.seen(Kind::ConfigMap, config(6, |o| o["metadata"]["labels"][keys::COMUNE] = json!("mira")));
+        assert_eq!(touched.former.as_deref(), Some("dolo"));
+        assert_eq!(touched.comune.as_deref(), Some("mira"));
     }
 
     #[test]

@@ -12,4 +12,4 @@ mod watch;
 pub use client::{CALL_TIMEOUT, Calls, Metrics, bounded_client, words};
 pub use execute::{Executor, Outcome};
 pub use index::{Index, Touched};
-pub use watch::{WatchHealth, watch_children, watch_own};
+pub use watch::{OwnEvent, WatchHealth, watch_children, watch_own};

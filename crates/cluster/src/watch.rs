@@ -97,32 +97,37 @@ pub(crate) fn to_value(kind: Kind, object: DynamicObject) -> Value {
     value
 }
 
-/// Watches one kind of the operator's own resources for ever. An object that cannot be read, as one made under an
-/// older schema, is reported and skipped: it stalls nothing else.
-pub async fn watch_own<K>(client: Client, health: WatchHealth, mut handle: impl FnMut(Event<K>) + Send)
+/// What a watch on the operator's own resources tells.
+pub enum OwnEvent<K> {
+    /// As of any watch.
+    Event(Event<K>),
+    /// The object of this name exists but cannot be read, as one made under an older schema. It is reported here and
+    /// stalls nothing else; it must not be taken for one that is gone.
+    Unreadable(String),
+}
+
+/// Watches one kind of the operator's own resources for ever.
+pub async fn watch_own<K>(client: Client, health: WatchHealth, mut handle: impl FnMut(OwnEvent<K>) + Send)
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
-    let unwrap = |guarded: DeserializeGuard<K>| match guarded.0 {
-        Ok(object) => Some(object),
+    let unwrap = |guarded: DeserializeGuard<K>, wrap: fn(K) -> Event<K>| match guarded.0 {
+        Ok(object) => OwnEvent::Event(wrap(object)),
         Err(error) => {
             let name = error.metadata.name.unwrap_or_default();
-            tracing::error!(kind = %K::kind(&()), %name, error = %error.error, "cannot be read and is ignored");
-            None
+            tracing::error!(kind = %K::kind(&()), %name, error = %error.error, "cannot be read and is left alone");
+            OwnEvent::Unreadable(name)
         }
     };
     run(watcher(api, watcher::Config::default()), health, move |event| {
-        let event = match event {
-            Event::Apply(object) => unwrap(object).map(Event::Apply),
-            Event::Delete(object) => unwrap(object).map(Event::Delete),
-            Event::Init => Some(Event::Init),
-            Event::InitApply(object) => unwrap(object).map(Event::InitApply),
-            Event::InitDone => Some(Event::InitDone),
-        };
-        if let Some(event) = event {
-            handle(event);
-        }
+        handle(match event {
+            Event::Apply(object) => unwrap(object, Event::Apply),
+            Event::Delete(object) => unwrap(object, Event::Delete),
+            Event::Init => OwnEvent::Event(Event::Init),
+            Event::InitApply(object) => unwrap(object, Event::InitApply),
+            Event::InitDone => OwnEvent::Event(Event::InitDone),
+        });
     })
     .await;
 }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use conme_api::{Comune, ComuneStatus, keys, reasons};
 use conme_blueprint::{
-    Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report, without_volatile,
+    DatabaseSeen, Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report, without_volatile,
 };
 use jiff::Timestamp;
 use kube::{
@@ -92,6 +92,14 @@ fn look(context: &Context, comune: &Comune) -> Sight {
     let mut index = context.index();
     let mut observed = index.observe(&name, &wanted);
     observed.databases = world.databases_seen(comune);
+    for database in verdict.valid.iter().flat_map(|valid| &valid.databases) {
+        // What was found before an edit says nothing of what is declared now.
+        if databases::is_outdated(&world, comune, database)
+            && let Some(DatabaseSeen::Ready { .. }) = observed.databases.get(&database.spec.name)
+        {
+            observed.databases.remove(&database.spec.name);
+        }
+    }
     let on_record = comune.status.iter().flat_map(|status| &status.namespaces);
     observed.own_namespaces = on_record.map(|namespace| namespace.uid.clone()).collect();
     let plan = match &verdict.valid {
@@ -177,6 +185,9 @@ fn announce(context: &Context, comune: &Comune, previous: &ComuneStatus, status:
 
 /// A Comune that is gone: its namespaces stay and say since when.
 async fn absent(context: &Context, name: &str) -> anyhow::Result<()> {
+    if context.world().comune_exists(name) {
+        return Ok(());
+    }
     let plan = {
         let observed = context.index().observe(name, &[]);
         plan_abandoned(name, &observed, Timestamp::now())

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use crate::context::Context;
+use crate::{context::Context, world::World};
 
 /// What is known of one database.
 #[derive(Debug, Default)]
@@ -26,6 +26,8 @@ pub struct DatabaseState {
     pub seen: Option<DatabaseSeen>,
     task: Option<Task>,
     done: Option<Task>,
+    /// What this process has found or made. It knows of it before any status tells.
+    provisioned: Option<Provisioned>,
     /// The password in force, so that a Secret that was changed by hand can be put back.
     password: Option<Secret>,
     looked_at: Option<Instant>,
@@ -55,11 +57,11 @@ impl Task {
 /// Has a database looked at, if its declaration is new or its time has come.
 pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
     let name = comune.name_any();
-    let task = task(comune, &name, database);
     let key = (name.clone(), database.spec.name.clone());
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
+    let task = task(comune, &name, database, state.provisioned.clone());
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
@@ -72,20 +74,31 @@ pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
     }
 }
 
-fn task(comune: &Comune, name: &str, database: &ValidDatabase) -> Task {
+/// Whether a database was last found to be as some other declaration wanted it.
+pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> bool {
+    let name = comune.name_any();
+    let key = (name.clone(), database.spec.name.clone());
+    world.databases.get(&key).is_some_and(|state| {
+        let task = task(comune, &name, database, state.provisioned.clone());
+        state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task))
+    })
+}
+
+/// `found` is what this process itself knows to have been provisioned; a status may be older.
+fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Provisioned>) -> Task {
     let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
-    let told = told.iter().find(|told| told.name == database.spec.name);
-    let confirmed = told.is_some_and(|told| {
-        let annotations = comune.metadata.annotations.as_ref();
-        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
-        words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation(told)))
-    });
-    let provisioned = told.filter(|_| !confirmed).and_then(|told| {
+    let told = told.iter().find(|told| told.name == database.spec.name).and_then(|told| {
         let at = told.provisioned_at.as_ref()?.parse().ok()?;
         Some(Provisioned {
             system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
             at,
         })
+    });
+    let provisioned = found.or(told).filter(|provisioned| {
+        let annotations = comune.metadata.annotations.as_ref();
+        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
+        let confirmation = confirmation(&database.spec.name, provisioned);
+        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
     });
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
@@ -111,8 +124,8 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase) -> Task {
 
 /// The word by which a person lets a vanished database be created anew: it holds for this loss only, because it names
 /// the time at which the lost one was provisioned.
-fn confirmation(told: &conme_api::DatabaseStatus) -> String {
-    format!("{}@{}", told.name, told.provisioned_at.as_deref().unwrap_or("never"))
+fn confirmation(database: &str, lost: &Provisioned) -> String {
+    format!("{database}@{}", lost.at)
 }
 
 /// Spread by a quarter, so that what began together does not stay together.
@@ -157,9 +170,22 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
         let mut world = context.world();
         match world.databases.get_mut(&id) {
             Some(state) => {
-                let changed = state.seen.as_ref() != Some(&seen);
-                if error.is_none() {
-                    state.done = Some(task);
+                let was_outdated = state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task));
+                let changed = was_outdated || state.seen.as_ref() != Some(&seen);
+                if let DatabaseSeen::Ready { system_identifier, provisioned_at, .. } = &seen {
+                    let provisioned = Some(Provisioned {
+                        system_identifier: Some(system_identifier.clone()).filter(|id| !id.is_empty()),
+                        at: *provisioned_at,
+                    });
+                    // The next look has to know of it, also if nobody looks at the Comune until then: what vanishes
+                    // meanwhile is missing, and not to be made for the first time.
+                    if let Some(next) = state.task.as_mut().filter(|next| task.asks_the_same(next)) {
+                        next.desired.provisioned.clone_from(&provisioned);
+                    }
+                    let mut done = task;
+                    done.desired.provisioned.clone_from(&provisioned);
+                    state.done = Some(done);
+                    state.provisioned = provisioned;
                 }
                 state.password = password.or(state.password.take());
                 state.looked_at = Some(Instant::now());
@@ -213,11 +239,10 @@ fn in_words(problem: Problem, desired: &Desired) -> Trouble {
     let mut trouble = Trouble::from(problem);
     if let Some(provisioned) = desired.provisioned.as_ref().filter(|_| missing) {
         trouble.message.push_str(&format!(
-            ". To start with an empty one: kubectl annotate comune {} {}={}@{} --overwrite",
+            ". To start with an empty one: kubectl annotate comune {} {}={} --overwrite",
             desired.comune,
             keys::CONFIRM_RECREATE,
-            desired.database,
-            provisioned.at
+            confirmation(&desired.database, provisioned)
         ));
     }
     trouble
@@ -273,9 +298,14 @@ async fn bring_about(
         ca,
     };
     let wanted = binding_secret(&task.desired.comune, &task.namespace, &task.desired.database, &binding);
-    let intact = live
-        .as_ref()
-        .is_some_and(|live| child::holds(&wanted, live) && !child::has_foreign_fields(at.kind, live));
+    // All of it is the operator's, so nothing may be missing and nothing may be there besides, whoever has put it there.
+    let intact = live.as_ref().is_some_and(|live| {
+        let mut bare = live.clone();
+        child::strip(at.kind, &mut bare);
+        child::holds(&wanted, &bare)
+            && child::holds(&bare, &wanted)
+            && !child::has_foreign_fields(at.kind, live)
+    });
     if !intact {
         if live.is_some() {
             context.metrics.drift_repaired(at.kind.name());

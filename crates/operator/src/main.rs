@@ -98,8 +98,11 @@ fn main() -> anyhow::Result<()> {
         Command::Roles => print(&roles_yaml()?),
         Command::Manifests { top, check } => manifests(&top, check),
         Command::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "conme-operator", &mut std::io::stdout());
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "conme-operator", &mut script);
+            // For bash, clap_complete takes the hyphen of the name for a step down to a subcommand, and then completes
+            // nothing below it.
+            print(&String::from_utf8_lossy(&script).replace("conme__subcmd__operator", "conme__operator"))
         }
     }
 }

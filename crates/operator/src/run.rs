@@ -11,7 +11,7 @@ use std::{
 
 use conme_api::{Comune, DataCenter, ServiceTemplate};
 use conme_blueprint::Kind;
-use conme_cluster::{
+use conme_cluster::{OwnEvent, 
     Calls, Executor, Index, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
 };
 use kube::{Config, ResourceExt, runtime::watcher::Event};
@@ -196,10 +196,8 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
             Event::InitDone => index.relisted(kind),
         }
     };
-    for Touched { comune, namespace, drift: _ } in touched {
-        if let Some(comune) = comune {
-            context.comuni.add(&comune);
-        }
+    for Touched { comune, former, namespace, drift: _ } in touched {
+        comune.iter().chain(&former).for_each(|name| context.comuni.add(name));
         if let Some(namespace) = namespace {
             let claimants = context.world().claimants_of_namespace(&namespace);
             claimants.iter().for_each(|name| context.comuni.add(name));
@@ -207,9 +205,16 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
     }
 }
 
-fn on_comune(context: &Context, event: Event<Comune>) {
+fn on_comune(context: &Context, event: OwnEvent<Comune>) {
     let touched = {
         let mut world = context.world();
+        let event = match event {
+            OwnEvent::Event(event) => event,
+            OwnEvent::Unreadable(name) => {
+                world.unreadable_comune(name);
+                return;
+            }
+        };
         match event {
             Event::Init => {
                 world.relist_comuni();
@@ -227,7 +232,9 @@ fn on_comune(context: &Context, event: Event<Comune>) {
     tell_catalogue(context);
 }
 
-fn on_data_center(context: &Context, event: Event<DataCenter>) {
+fn on_data_center(context: &Context, event: OwnEvent<DataCenter>) {
+    // One that cannot be read stays as it was known before.
+    let OwnEvent::Event(event) = event else { return };
     let matters = {
         let mut world = context.world();
         match event {
@@ -243,7 +250,9 @@ fn on_data_center(context: &Context, event: Event<DataCenter>) {
     tell_catalogue(context);
 }
 
-fn on_template(context: &Context, event: Event<ServiceTemplate>) {
+fn on_template(context: &Context, event: OwnEvent<ServiceTemplate>) {
+    // One that cannot be read stays as it was known before.
+    let OwnEvent::Event(event) = event else { return };
     let users = {
         let mut world = context.world();
         match event {

@@ -23,6 +23,7 @@ pub struct World {
     /// Databases by Comune and name in the manifest.
     pub databases: HashMap<(String, String), DatabaseState>,
     relisting: BTreeSet<String>,
+    unreadable: BTreeSet<String>,
 }
 
 /// Whether news are newer than what is known.
@@ -43,6 +44,7 @@ impl World {
             register: Register::default(),
             databases: HashMap::new(),
             relisting: BTreeSet::new(),
+            unreadable: BTreeSet::new(),
         }
     }
 
@@ -50,6 +52,7 @@ impl World {
     pub fn put_comune(&mut self, mut comune: Comune) -> BTreeSet<String> {
         let name = comune.name_any();
         self.relisting.remove(&name);
+        self.unreadable.remove(&name);
         if !is_newer(&comune, self.comuni.get(&name)) {
             return BTreeSet::new();
         }
@@ -64,9 +67,21 @@ impl World {
         touched
     }
 
+    /// Takes note of a Comune that exists but cannot be read: it stays as it was known before, and is not gone.
+    pub fn unreadable_comune(&mut self, name: String) {
+        self.relisting.remove(&name);
+        self.unreadable.insert(name);
+    }
+
+    /// Whether a Comune of this name exists, readable or not.
+    pub fn comune_exists(&self, name: &str) -> bool {
+        self.comuni.contains_key(name) || self.unreadable.contains(name)
+    }
+
     /// Takes note that a Comune is gone. Returns the names of the Comuni that have to be looked at.
     pub fn remove_comune(&mut self, name: &str) -> BTreeSet<String> {
         self.comuni.remove(name);
+        self.unreadable.remove(name);
         self.databases.retain(|(comune, _), _| comune != name);
         let mut touched = self.register.waiting_for_room().into_iter().collect::<BTreeSet<_>>();
         touched.extend(self.register.remove(name));
@@ -171,18 +186,20 @@ impl World {
         conme_blueprint::validate(comune, &mut site)
     }
 
-    /// What is known of the databases of a Comune. Right after a start that is what its status tells: a database is
-    /// looked at again before anything else is said of it.
+    /// What is known of the databases of a Comune. Right after a start that is what its status tells of this very
+    /// manifest: a database is looked at again before anything else is said of it.
     pub fn databases_seen(&self, comune: &Comune) -> BTreeMap<String, DatabaseSeen> {
         let name = comune.name_any();
         let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
+        let of_generation = comune.status.as_ref().and_then(|status| status.observed_generation);
+        let is_current = of_generation == comune.metadata.generation;
         let mut seen = BTreeMap::new();
         for database in &comune.spec.databases {
             let state =
                 self.databases.get(&(name.clone(), database.name.clone())).and_then(|s| s.seen.clone());
             let from_status = || {
                 let told = told.iter().find(|told| told.name == database.name)?;
-                if !told.ready {
+                if !told.ready || !is_current {
                     return None;
                 }
                 Some(DatabaseSeen::Ready {

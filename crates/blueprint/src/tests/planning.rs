@@ -200,9 +200,10 @@ fn what_an_orphan_holds_is_not_waited_for_and_not_promised_twice() {
     }));
     // The orphan gave up its part, but for what stands in it.
     let mut observed = world.observe("dolo");
-    let held = crate::capacity::Amounts::from([("count/configmaps".to_owned(), Amount::units(3))]);
+    let held =
+        crate::capacity::Amounts::from([("count/configmaps".to_owned(), crate::amount::Amount::units(3))]);
     observed.quotas.insert(COLLAUDO.into(), crate::quota::QuotaSeen { used: held, ..Default::default() });
-    let plan = crate::plan::plan(&shrunk, &observed, now());
+    let plan = plan(&shrunk, &observed, now());
     let at = ChildRef::new(Kind::ResourceQuota, PRODUZIONE, "conme-quota");
     let Some(Action::Apply { desired, .. }) = plan.actions().find(|action| *action.at() == at) else {
         panic!("the quota of the environment that is left grows: {plan:?}")
