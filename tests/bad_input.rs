@@ -709,7 +709,7 @@ async fn a_tier_or_server_that_the_data_centre_lacks_is_named_and_healed_when_it
     dc.ready("bad-server").await?;
     Credentials::of(&dc, "bad-server-produzione", "archivio").await?.login(None).await?;
 
-    // A storage class: the pods wait for their volume and come up with it.
+    // A storage class: the service waits for it, and comes up with its volume.
     edit_data_center(&dc, |spec| spec["storageClasses"] = json!(["bad-classe"])).await?;
     let spec = json!({
         "entity": entity("Comune Classe", 900_113),
@@ -717,13 +717,13 @@ async fn a_tier_or_server_that_the_data_centre_lacks_is_named_and_healed_when_it
         "services": [{"name": "mappe", "template": "gis"}],
     });
     dc.apply("bad-classe", spec).await?;
-    let message = told(&dc, "bad-classe", "Available", "PodsNotReady").await?;
-    assert_says(&message, &["mappe"]);
-    let claim = || async {
-        let claim = dc.read(Kind::PersistentVolumeClaim, "bad-classe-produzione", "mappe--progetti").await?;
-        Ok(claim.is_some_and(|claim| claim["status"]["phase"] == "Pending"))
-    };
-    eventually("the claim waits", claim).await?;
+    let message = told(&dc, "bad-classe", "Ready", "Invalid").await?;
+    assert_says(
+        &message,
+        &["spec.services[mappe]", "storage class `bad-classe`", "there are: venis-standard"],
+    );
+    let claim = dc.read(Kind::PersistentVolumeClaim, "bad-classe-produzione", "mappe--progetti").await?;
+    assert!(claim.is_none(), "a claim of a class that does not exist could never be bound: {claim:?}");
     for object in [
         json!({
             "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": "bad-classe"},
@@ -739,6 +739,7 @@ async fn a_tier_or_server_that_the_data_centre_lacks_is_named_and_healed_when_it
     ] {
         install::apply(dc.instance(), &object).await?;
     }
+    dc.ready("bad-classe").await?;
     let up = |comune: &Comune| condition(comune, "Available").is_some_and(|(status, ..)| status == "True");
     dc.comune_where("bad-classe", "Available", up).await?;
     Ok(())

@@ -196,6 +196,7 @@ fn verdicts(comuni: &[Comune], data_center: &DataCenter) -> (BTreeMap<String, Ve
     let mut verdicts = BTreeMap::new();
     for comune in comuni {
         let mut site = Site {
+            storage_classes: None,
             data_center: Some(data_center),
             templates: &templates,
             register: &mut register,

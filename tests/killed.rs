@@ -330,6 +330,7 @@ async fn left_to_do(data_centre: &DataCentre) -> Result<Vec<String>> {
         let name = comune.name_any();
         let operator = (NAMESPACE, OPERATOR);
         let mut site = Site {
+            storage_classes: None,
             data_center: Some(&data_center),
             templates: &templates,
             register: &mut register,

@@ -286,7 +286,7 @@ async fn the_operator_is_refused_what_it_must_not_do() -> Result<()> {
     claims.get("web--data").await.context("the control")?;
     forbidden(refusal(claims.delete("web--data", &dry_delete).await));
     let comuni: Api<conme_api::Comune> = Api::all(operator.clone());
-    comuni.get("rig-refused").await.context("the control")?;
+    comuni.list(&ListParams::default().limit(1)).await.context("the control")?;
     forbidden(refusal(comuni.delete("rig-refused", &dry_delete).await));
     let paused = json!({"spec": {"paused": true}});
     forbidden(refusal(comuni.patch("rig-refused", &patch, &Patch::Merge(&paused)).await));

@@ -207,31 +207,59 @@ fn owner(kind: Kind, entry: &Value) -> Owner {
     match (text("subresource"), text("manager"), text("operation")) {
         ("", keys::FIELD_MANAGER, "Apply") => Owner::Operator,
         ("", keys::FIELD_MANAGER, _) => Owner::Creation,
-        ("", ..) if !entry.get("fieldsV1").is_some_and(|fields| only_cluster_fields(kind, fields)) => Owner::Foreign,
+        ("", ..) if !entry.get("fieldsV1").is_some_and(|fields| only_cluster_fields(kind, fields)) => {
+            Owner::Foreign
+        }
         _ => Owner::Cluster,
     }
 }
 
 fn only_cluster_fields(kind: Kind, fields: &Value) -> bool {
-    let Some(map) = fields.as_object() else { return false };
-    map.iter().all(|(key, below)| match (key.as_str(), kind) {
-        ("f:status", _) => true,
-        ("f:spec", Kind::PersistentVolumeClaim) => {
-            below.as_object().is_some_and(|spec| spec.keys().all(|key| key == "f:volumeName"))
+    let mut rest = fields.clone();
+    remove_cluster_fields(kind, &mut rest);
+    fields.is_object() && is_bare(&rest)
+}
+
+/// Nothing is named below: only maps, and the marks of maps and lists themselves.
+fn is_bare(fields: &Value) -> bool {
+    fields.as_object().is_some_and(|map| map.iter().all(|(key, below)| key == "." || is_branch(key, below)))
+}
+
+fn is_branch(key: &str, below: &Value) -> bool {
+    matches!(key, "f:metadata" | "f:annotations" | "f:finalizers" | "f:spec") && is_bare(below)
+}
+
+/// Takes the cluster's own fields out of a set of fields.
+fn remove_cluster_fields(kind: Kind, fields: &mut Value) {
+    if let Some(map) = fields.as_object_mut() {
+        map.remove("f:status");
+    }
+    let below = |fields: &mut Value, pointer: &str, is_cluster: &dyn Fn(&str) -> bool| {
+        if let Some(map) = fields.pointer_mut(pointer).and_then(Value::as_object_mut) {
+            map.retain(|key, _| !is_cluster(key));
         }
-        ("f:metadata", _) => below.as_object().is_some_and(|metadata| {
-            metadata.iter().all(|(key, below)| {
-                key == "f:annotations"
-                    && below.as_object().is_some_and(|annotations| {
-                        annotations.keys().all(|key| {
-                            key == "."
-                                || key.strip_prefix("f:").is_some_and(|key| belongs_to_cluster(kind, key))
-                        })
-                    })
-            })
-        }),
-        _ => false,
-    })
+    };
+    below(fields, "/f:metadata/f:annotations", &|key| {
+        key.strip_prefix("f:").is_some_and(|annotation| belongs_to_cluster(kind, annotation))
+    });
+    if kind == Kind::PersistentVolumeClaim {
+        below(fields, "/f:metadata/f:finalizers", &|key| key == "v:\"kubernetes.io/pvc-protection\"");
+        below(fields, "/f:spec", &|key| key == "f:volumeName");
+    }
+}
+
+/// Takes out what must not be removed from the object although the operator does not ask for it.
+fn remove_fields_that_stay(kind: Kind, object: &Value, fields: &mut Value) {
+    remove_cluster_fields(kind, fields);
+    let Some(spec) = fields.pointer_mut("/f:spec").and_then(Value::as_object_mut) else { return };
+    match kind {
+        // Fixed for ever: an apply that removed them would be refused.
+        Kind::PersistentVolumeClaim => spec.retain(|key, _| key == "f:resources"),
+        Kind::Deployment if object["metadata"]["annotations"].get(keys::AUTOSCALED).is_some() => {
+            spec.remove("f:replicas");
+        }
+        _ => {}
+    }
 }
 
 /// Makes the operator the owner of every foreign field: the entries of an object's `managedFields` with everything
@@ -255,6 +283,7 @@ pub fn take_over_fields(kind: Kind, object: &Value) -> Vec<Value> {
         own["manager"] = json!(keys::FIELD_MANAGER);
         own["operation"] = json!("Apply");
         own["apiVersion"] = json!(kind.api_version());
+        remove_fields_that_stay(kind, object, &mut owned);
         own["fieldsV1"] = owned;
         kept.push(own);
     }
@@ -304,6 +333,44 @@ mod tests {
         let of_cluster = entry("kube-controller-manager", "Update", revision);
         assert_eq!(owner(Kind::Deployment, &of_cluster), Owner::Cluster);
         assert_eq!(owner(Kind::Service, &of_cluster), Owner::Foreign);
+    }
+
+    #[test]
+    fn a_take_over_leaves_the_cluster_what_is_its_own() {
+        let protection = "v:\"kubernetes.io/pvc-protection\"";
+        let bound = json!({
+            "f:metadata": {
+                "f:annotations": {"f:pv.kubernetes.io/bind-completed": {}},
+                "f:finalizers": {".": {}, protection: {}},
+            },
+            "f:spec": {"f:volumeName": {}},
+        });
+        let entry = json!({"manager": "kcm", "operation": "Update", "fieldsV1": bound});
+        assert_eq!(owner(Kind::PersistentVolumeClaim, &entry), Owner::Cluster);
+        assert_eq!(owner(Kind::ConfigMap, &entry), Owner::Foreign);
+        // All of it together with something foreign, as after a clearance of `managedFields`.
+        let mut mixed = entry.clone();
+        mixed["fieldsV1"]["f:metadata"]["f:labels"] = json!({"f:x": {}});
+        mixed["fieldsV1"]["f:spec"]["f:volumeMode"] = json!({});
+        let object = json!({"metadata": {"managedFields": [mixed]}});
+        let entries = take_over_fields(Kind::PersistentVolumeClaim, &object);
+        let taken = &entries[0]["fieldsV1"];
+        assert_eq!(taken["f:metadata"]["f:labels"], json!({"f:x": {}}));
+        assert!(taken["f:metadata"]["f:finalizers"].get(protection).is_none());
+        assert_eq!(taken["f:spec"], json!({}));
+    }
+
+    #[test]
+    fn a_take_over_leaves_the_number_of_pods_to_the_autoscaler() {
+        let fields = json!({"f:spec": {"f:replicas": {}, "f:paused": {}}});
+        let entry = json!({"manager": "argocd", "operation": "Apply", "fieldsV1": fields});
+        let mut object =
+            json!({"metadata": {"annotations": {keys::AUTOSCALED: "true"}, "managedFields": [entry]}});
+        let taken =
+            |object: &Value| take_over_fields(Kind::Deployment, object)[0]["fieldsV1"]["f:spec"].clone();
+        assert_eq!(taken(&object), json!({"f:paused": {}}));
+        object["metadata"]["annotations"] = json!({});
+        assert_eq!(taken(&object), json!({"f:paused": {}, "f:replicas": {}}));
     }
 
     #[test]

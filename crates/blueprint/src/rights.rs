@@ -40,17 +40,14 @@ impl Rule {
 /// namespace. No Secrets, and no writing of workloads.
 pub fn cluster_rules() -> Vec<Rule> {
     let mut rules = vec![
-        Rule::new(
-            "conme.venis.it",
-            &["comuni", "datacenters", "servicetemplates"],
-            &["get", "list", "watch"],
-        ),
+        Rule::new("conme.venis.it", &["comuni", "datacenters", "servicetemplates"], &["list", "watch"]),
         Rule::new(
             "conme.venis.it",
             &["comuni/status", "datacenters/status", "servicetemplates/status"],
             &["patch"],
         ),
         Rule::new("events.k8s.io", &["events"], &["create", "patch"]),
+        Rule::new("storage.k8s.io", &["storageclasses"], &["list", "watch"]),
     ];
     for kind in Kind::ALL {
         let verbs: &[&str] = match kind {

@@ -4,12 +4,12 @@
 //! database servers), values that only make sense together, and claims that another Comune holds. A problem of one
 //! service or one database stops that service or database and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conme_api::{
     Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Environment, Parameter, ParameterType,
     Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion, Totals,
-    TrafficRule, reasons,
+    TrafficRule, VolumeKind, reasons,
 };
 use kube::ResourceExt;
 
@@ -27,6 +27,8 @@ pub struct Site<'a> {
     pub data_center: Option<&'a DataCenter>,
     /// The catalogue, by name.
     pub templates: &'a BTreeMap<String, std::sync::Arc<ServiceTemplate>>,
+    /// Names of the storage classes of the cluster; None while they are not known.
+    pub storage_classes: Option<&'a BTreeSet<String>>,
     /// All Comuni.
     pub register: &'a mut Register,
     /// The operator's own ServiceAccount, which it binds in every namespace of a Comune: namespace and name.
@@ -534,6 +536,23 @@ fn valid_service(
         );
         return None;
     };
+    let persistent = version.volumes.iter().any(|volume| volume.kind == VolumeKind::Persistent);
+    if let (true, Some(class), Some(known)) =
+        (persistent, context.data_center.spec.storage_classes.first(), site.storage_classes)
+        && !known.contains(class)
+    {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        refuse(
+            "template",
+            reasons::INVALID,
+            format!(
+                "the template `{}` keeps data, and the storage class `{class}` of the DataCenter does not exist in the \
+                 cluster; there are: {}",
+                service.template,
+                known.join(", ")
+            ),
+        );
+    }
     let hostname_of = |service: &Service| {
         let domain = &context.data_center.spec.ingress.domain;
         service

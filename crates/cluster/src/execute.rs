@@ -11,11 +11,11 @@ use conme_blueprint::{Action, ChildRef, Failure, Kind, Plan, child};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::{
     Api, Client,
-    core::Status,
     api::{
         DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
         ValidationDirective,
     },
+    core::Status,
 };
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
@@ -28,6 +28,9 @@ use crate::{
 
 /// How long the API server may take to learn of a RoleBinding that was just written.
 const BINDING_DELAY: Duration = Duration::from_secs(5);
+
+/// How often fields of others are taken over before the pass is given up and repeated later.
+const TAKE_OVERS: usize = 6;
 
 /// What came of a plan.
 #[derive(Debug, Default)]
@@ -156,13 +159,19 @@ impl Executor {
             other => other?,
         };
         // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
-        // stay for ever. Twice: the take-over can meet a newer version of the object.
-        for _ in 0..2 {
+        // stay for ever. More than once: the take-over can meet a newer version of the object, as the cluster's own
+        // controllers write its status right after each change.
+        for _ in 0..TAKE_OVERS {
             if !child::has_fields_to_take_over(at.kind, &object) {
-                break;
+                return Ok(object);
             }
             self.take_over(at, &object).await?;
             object = self.apply_once(at, body).await?;
+        }
+        if child::has_foreign_fields(at.kind, &object) {
+            let message =
+                "somebody else keeps writing to it; fields that are not Con.Me's could not be removed yet";
+            return Err(kube::Error::Api(Box::new(Status::failure(message, "Conflict").with_code(409))));
         }
         Ok(object)
     }
@@ -180,7 +189,8 @@ impl Executor {
     async fn reclaim(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
         let live = self.read(at).await?.unwrap_or_default();
         if !child::is_of_operator(at.kind, &live) {
-            let message = "it exists and is not Con.Me's; rename or delete it, or choose another name in the manifest";
+            let message =
+                "it exists and is not Con.Me's; rename or delete it, or choose another name in the manifest";
             return Err(kube::Error::Api(Box::new(Status::failure(message, "Conflict").with_code(409))));
         }
         let mut body = body.clone();

@@ -454,7 +454,8 @@ mod tests {
     fn a_child_given_to_another_comune_wakes_the_one_it_belongs_to() {
         let mut index = Index::default();
         index.written(Kind::ConfigMap, config(5, |_| {}));
-        let touched = index.seen(Kind::ConfigMap, config(6, |o| o["metadata"]["labels"][keys::COMUNE] = json!("mira")));
+        let touched =
+            index.seen(Kind::ConfigMap, config(6, |o| o["metadata"]["labels"][keys::COMUNE] = json!("mira")));
         assert_eq!(touched.former.as_deref(), Some("dolo"));
         assert_eq!(touched.comune.as_deref(), Some("mira"));
     }

@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use conme_api::{Comune, ComuneStatus, keys, reasons};
 use conme_blueprint::{
-    DatabaseSeen, Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report, without_volatile,
+    DatabaseSeen, Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report,
+    without_volatile,
 };
 use jiff::Timestamp;
 use kube::{
@@ -126,7 +127,8 @@ fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
             .any(|action| action.at().home() == database.namespace);
         let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == database.namespace);
         if stands && !unguarded && !clashes {
-            databases::submit(context, comune, database);
+            let uid = sight.observed.namespaces.get(&database.namespace).map(|seen| seen.uid.as_str());
+            databases::submit(context, comune, database, uid.unwrap_or_default());
         }
     }
 }

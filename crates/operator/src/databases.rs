@@ -19,6 +19,9 @@ use serde_json::Value;
 
 use crate::{context::Context, world::World};
 
+/// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
+const TOGETHER: Duration = Duration::from_millis(500);
+
 /// What is known of one database.
 #[derive(Debug, Default)]
 pub struct DatabaseState {
@@ -39,6 +42,8 @@ struct Task {
     desired: Desired,
     server: conme_api::DatabaseServer,
     namespace: String,
+    /// Unique id of the namespace: in one that was made anew the Secret is missing.
+    namespace_uid: String,
     secret: String,
 }
 
@@ -55,13 +60,16 @@ impl Task {
 }
 
 /// Has a database looked at, if its declaration is new or its time has come.
-pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase) {
+///
+/// `namespace_uid` is the unique id of the namespace that its Secret goes to.
+pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, namespace_uid: &str) {
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
-    let task = task(comune, &name, database, state.provisioned.clone());
+    let mut task = task(comune, &name, database, state.provisioned.clone());
+    task.namespace_uid = namespace_uid.to_owned();
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
@@ -118,6 +126,7 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
         },
         server: database.server.clone(),
         namespace: database.namespace.clone(),
+        namespace_uid: String::new(),
         secret: database.secret.clone(),
     }
 }
@@ -143,7 +152,8 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let id = (comune.to_owned(), database.to_owned());
     let (task, remembered) = {
         let mut world = context.world();
-        let declared = world.comune(comune).filter(|comune| comune.spec.databases.iter().any(|d| d.name == database));
+        let declared =
+            world.comune(comune).filter(|comune| comune.spec.databases.iter().any(|d| d.name == database));
         let Some(comune) = declared else {
             // No longer declared: the data stays, and nobody looks after it any more.
             world.databases.remove(&id);
@@ -166,8 +176,11 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             (DatabaseSeen::Failed { reason, message: message.clone() }, None, Some(message))
         }
     };
-    let changed = {
+    let (changed, more_to_come) = {
         let mut world = context.world();
+        let of_same = |other: &(String, String)| other.0 == id.0 && other.1 != id.1;
+        let more_to_come =
+            world.databases.iter().any(|(other, state)| of_same(other) && state.seen.is_none());
         match world.databases.get_mut(&id) {
             Some(state) => {
                 let was_outdated = state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task));
@@ -190,12 +203,14 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                 state.password = password.or(state.password.take());
                 state.looked_at = Some(Instant::now());
                 state.seen = Some(seen);
-                changed
+                (changed, more_to_come)
             }
-            None => false,
+            None => (false, more_to_come),
         }
     };
-    if changed {
+    if changed && more_to_come {
+        context.comuni.add_after(comune, TOGETHER);
+    } else if changed {
         context.comuni.add(comune);
     }
     match error {

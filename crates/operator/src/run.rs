@@ -11,9 +11,10 @@ use std::{
 
 use conme_api::{Comune, DataCenter, ServiceTemplate};
 use conme_blueprint::Kind;
-use conme_cluster::{OwnEvent, 
-    Calls, Executor, Index, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
+use conme_cluster::{
+    Calls, Executor, Index, OwnEvent, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
 };
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Config, ResourceExt, runtime::watcher::Event};
 use tokio::{sync::watch, task::JoinSet};
 
@@ -180,6 +181,10 @@ fn start_watches(context: &Arc<Context>, loops: &mut JoinSet<()>) -> Vec<WatchHe
     loops.spawn(watch_own::<ServiceTemplate>(client.clone(), health("servicetemplates"), move |event| {
         on_template(&shared, event);
     }));
+    let shared = context.clone();
+    loops.spawn(watch_own::<StorageClass>(client.clone(), health("storageclasses"), move |event| {
+        on_storage_class(&shared, event);
+    }));
     watches
 }
 
@@ -263,6 +268,22 @@ fn on_template(context: &Context, event: OwnEvent<ServiceTemplate>) {
     };
     users.iter().for_each(|name| context.comuni.add(name));
     tell_catalogue(context);
+}
+
+fn on_storage_class(context: &Context, event: OwnEvent<StorageClass>) {
+    let OwnEvent::Event(event) = event else { return };
+    let changed = match event {
+        Event::InitApply(class) | Event::Apply(class) => context.world().put_storage_class(class.name_any()),
+        Event::Delete(class) => {
+            context.world().remove_storage_class(&class.name_any());
+            true
+        }
+        Event::Init | Event::InitDone => false,
+    };
+    if changed {
+        let names = context.world().comune_names();
+        names.iter().for_each(|name| context.comuni.add(name));
+    }
 }
 
 /// The sums are told a little later, so that many changes make one write.

@@ -18,6 +18,7 @@ pub struct World {
     comuni: BTreeMap<String, Arc<Comune>>,
     data_centers: BTreeMap<String, Arc<DataCenter>>,
     templates: BTreeMap<String, Arc<ServiceTemplate>>,
+    storage_classes: BTreeSet<String>,
     /// All Comuni's claims and admissions.
     pub register: Register,
     /// Databases by Comune and name in the manifest.
@@ -41,6 +42,7 @@ impl World {
             comuni: BTreeMap::new(),
             data_centers: BTreeMap::new(),
             templates: BTreeMap::new(),
+            storage_classes: BTreeSet::new(),
             register: Register::default(),
             databases: HashMap::new(),
             relisting: BTreeSet::new(),
@@ -169,6 +171,16 @@ impl World {
         self.templates.values()
     }
 
+    /// Takes note of a storage class of the cluster. Returns whether it was unknown.
+    pub fn put_storage_class(&mut self, name: String) -> bool {
+        self.storage_classes.insert(name)
+    }
+
+    /// Takes note that a storage class is gone.
+    pub fn remove_storage_class(&mut self, name: &str) {
+        self.storage_classes.remove(name);
+    }
+
     /// The Comuni that lay claim to a namespace.
     pub fn claimants_of_namespace(&self, namespace: &str) -> Vec<String> {
         self.register.claimants(&Claim::Namespace(namespace.to_owned())).map(str::to_owned).collect()
@@ -180,6 +192,7 @@ impl World {
         let mut site = conme_blueprint::Site {
             data_center: data_center.as_deref(),
             templates: &self.templates,
+            storage_classes: Some(&self.storage_classes),
             register: &mut self.register,
             operator,
         };

@@ -7,7 +7,10 @@ mod reporting;
 mod validating;
 mod world;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use conme_api::{Comune, DataCenter, ServiceTemplate};
 use jiff::Timestamp;
@@ -30,6 +33,7 @@ pub struct Bench {
     pub data_center: Option<DataCenter>,
     pub templates: BTreeMap<String, Arc<ServiceTemplate>>,
     pub register: Register,
+    pub storage_classes: Option<BTreeSet<String>>,
 }
 
 impl Bench {
@@ -37,7 +41,7 @@ impl Bench {
         let data_center = Some(fixtures::data_center());
         let mut register = Register::default();
         register.set_data_center(data_center.clone());
-        Self { data_center, templates: fixtures::templates(), register }
+        Self { data_center, templates: fixtures::templates(), register, storage_classes: None }
     }
 
     pub fn set_data_center(&mut self, data_center: Option<DataCenter>) {
@@ -48,6 +52,7 @@ impl Bench {
     pub fn verdict(&mut self, comune: &Comune) -> Verdict {
         self.register.put(comune);
         let mut site = Site {
+            storage_classes: self.storage_classes.as_ref(),
             data_center: self.data_center.as_ref(),
             templates: &self.templates,
             register: &mut self.register,

@@ -206,6 +206,22 @@ fn what_a_template_needs_around_it_has_to_be_there() {
 }
 
 #[test]
+fn a_storage_class_that_does_not_exist_stops_what_keeps_data_and_nothing_else() {
+    let mut bench = Bench::new();
+    bench.storage_classes = Some(["lenta".to_owned(), "veloce".to_owned()].into());
+    assert_eq!(bench.verdict(&fixtures::full_comune()).problems, []);
+    bench.storage_classes = Some(["lenta".to_owned()].into());
+    let verdict = bench.verdict(&fixtures::full_comune());
+    let words = &["storage class `veloce`", "there are: lenta"];
+    check(
+        &verdict.problems,
+        &[(service("portale"), reasons::INVALID, "spec.services[portale].template", words)],
+    );
+    let built: Vec<String> = verdict.valid.unwrap().services.into_iter().map(|s| s.spec.name).collect();
+    assert_eq!(built, ["mappe"], "what keeps no data goes on");
+}
+
+#[test]
 fn a_problem_of_a_database_stops_it_and_the_services_that_are_bound_to_it() {
     let bound: Expected<'_> = (
         service("portale"),
