@@ -155,7 +155,7 @@ async fn the_secret_opens_its_own_database_and_no_other() -> Result<()> {
     psql.refused(Some("template0"), "select 1", "not currently accepting connections").await;
     neighbour.refused(Some(credentials.get("database")), "select 1", "permission denied for database").await;
 
-    // A wrong password, or a CA that did not sign the server's certificate, ends it before anything else.
+    // A wrong password ends it before anything else.
     let mut wrong = credentials.clone();
     let uri = wrong.get("uri").replace(wrong.get("password"), "sbagliata");
     wrong.0.insert("uri".into(), uri);
@@ -570,8 +570,14 @@ async fn a_password_changed_by_hand_is_put_right(data_centre: &DataCentre, admin
     data_centre.ready("dat-cambio").await?;
     let credentials = Credentials::of(data_centre, "dat-cambio-produzione", "dati").await?;
     credentials.login(None).await?.run("create table t (a text)").await?;
-    // In one transaction with a look from outside: the operator could be faster than this story otherwise.
-    admin.run("alter role dat_cambio__dati__app password 'altra' valid until '2020-01-01'").await?;
+    let verifier = "select rolpassword from pg_authid where rolname = 'dat_cambio__dati__app'";
+    let before = admin.value(verifier).await?;
+    // Looked at in the same transaction: the operator could be faster than this story otherwise.
+    let by_hand = "alter role dat_cambio__dati__app password 'altra' valid until '2020-01-01'";
+    let changed = admin.value(&format!("{by_hand}; {verifier}")).await?;
+    assert_ne!(changed, before, "it was changed by hand");
+    eventually("the password is another one again", || async { Ok(admin.value(verifier).await? != changed) })
+        .await?;
     eventually("the Secret opens the database again", || async { Ok(credentials.login(None).await.is_ok()) })
         .await?;
     let after = Credentials::of(data_centre, "dat-cambio-produzione", "dati").await?;

@@ -145,17 +145,12 @@ impl Executor {
 
     async fn apply_over(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
         let mut object = match self.patient(at, || self.apply_once(at, body)).await {
-            // What somebody added can make the whole invalid, as a second port of the same name: it has to go first.
-            Err(kube::Error::Api(status)) if status.code == 422 => match self.read(at).await? {
-                Some(live)
-                    if live["metadata"]["uid"] == body["metadata"]["uid"]
-                        && child::has_fields_to_take_over(at.kind, &live) =>
-                {
-                    self.take_over(at, &live).await?;
-                    self.apply_once(at, body).await?
-                }
-                _ => return Err(kube::Error::Api(status)),
-            },
+            // What somebody added can make the whole invalid, as a second port of the same name: a merge replaces
+            // lists as a whole. What can never be valid is refused once more, in the same words.
+            Err(kube::Error::Api(status)) if status.code == 422 => {
+                self.merge(at, body).await?;
+                self.apply_once(at, body).await?
+            }
             other => other?,
         };
         // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
@@ -222,6 +217,14 @@ impl Executor {
         let object =
             self.calls.make("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
         Ok(to_value(at.kind, object))
+    }
+
+    async fn merge(&self, at: &ChildRef, body: &Value) -> kube::Result<()> {
+        let params =
+            PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
+        let api = self.api(at);
+        let patch = Patch::Merge(body);
+        self.calls.make("PATCH", api.patch(&at.name, &params, &patch)).await.map(|_| ())
     }
 
     async fn take_over(&self, at: &ChildRef, object: &Value) -> kube::Result<()> {
@@ -320,4 +323,28 @@ fn is_fixed(status: &Status) -> bool {
         && causes.iter().all(|cause| {
             cause.message.contains("field is immutable") || cause.message.contains("cannot change roleRef")
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn invalid(messages: &[&str]) -> Status {
+        let causes: Vec<Value> = messages.iter().map(|message| json!({"message": message})).collect();
+        let status =
+            json!({"status": "Failure", "code": 422, "reason": "Invalid", "details": {"causes": causes}});
+        serde_json::from_value(status).unwrap()
+    }
+
+    #[test]
+    fn only_what_is_refused_for_nothing_but_fixed_fields_is_made_anew() {
+        let selector = r#"Invalid value: {"matchLabels":{"a":"b"}}: field is immutable"#;
+        assert!(is_fixed(&invalid(&[selector])));
+        assert!(is_fixed(&invalid(&["Forbidden: field is immutable when `immutable` is set"])));
+        assert!(is_fixed(&invalid(&[r#"Invalid value: {"kind":"ClusterRole"}: cannot change roleRef"#])));
+        // A mistake of the operator's own would only be repeated, with nothing left running.
+        assert!(!is_fixed(&invalid(&[selector, "Required value"])));
+        assert!(!is_fixed(&invalid(&["Duplicate value: \"http\""])));
+        assert!(!is_fixed(&invalid(&[])));
+    }
 }

@@ -34,6 +34,8 @@ pub struct DatabaseState {
     /// The password in force, so that a Secret that was changed by hand can be put back.
     password: Option<Secret>,
     looked_at: Option<Instant>,
+    /// Unique id of the namespace that its Secret was last meant for.
+    home: Option<String>,
 }
 
 /// What has to be brought about.
@@ -42,8 +44,6 @@ struct Task {
     desired: Desired,
     server: conme_api::DatabaseServer,
     namespace: String,
-    /// Unique id of the namespace: in one that was made anew the Secret is missing.
-    namespace_uid: String,
     secret: String,
 }
 
@@ -68,13 +68,15 @@ pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, name
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
-    let mut task = task(comune, &name, database, state.provisioned.clone());
-    task.namespace_uid = namespace_uid.to_owned();
+    let task = task(comune, &name, database, state.provisioned.clone());
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
+    // In a namespace that was made anew the Secret is missing, although nothing new is declared.
+    let moved = state.home.as_ref().is_some_and(|home| home != namespace_uid);
+    state.home = Some(namespace_uid.to_owned());
     drop(world);
-    if !known {
+    if !known || moved {
         context.databases.succeeded(&queue_key);
         context.databases.add(&queue_key);
     } else if !pending {
@@ -126,7 +128,6 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
         },
         server: database.server.clone(),
         namespace: database.namespace.clone(),
-        namespace_uid: String::new(),
         secret: database.secret.clone(),
     }
 }

@@ -62,7 +62,15 @@ impl From<Signal> for nix::sys::signal::Signal {
 struct Stat {
     state: u8,
     group: i32,
+    threads: u32,
     start_ticks: u64,
+}
+
+impl Stat {
+    /// Its first thread may have ended while others are still at work, with all files and ports open.
+    fn has_ended(&self) -> bool {
+        matches!(self.state, b'Z' | b'X') && self.threads <= 1
+    }
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
@@ -74,6 +82,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
     Some(Stat {
         state: *field(3)?.as_bytes().first()?,
         group: field(5)?.parse().ok()?,
+        threads: field(20)?.parse().ok()?,
         start_ticks: field(22)?.parse().ok()?,
     })
 }
@@ -114,9 +123,7 @@ impl Identity {
     #[must_use]
     pub fn is_alive(&self) -> bool {
         stat(self.pid).is_some_and(|stat| {
-            stat.start_ticks == self.start_ticks
-                && !matches!(stat.state, b'Z' | b'X')
-                && boot_id() == self.boot
+            stat.start_ticks == self.start_ticks && !stat.has_ended() && boot_id() == self.boot
         })
     }
 
@@ -330,9 +337,18 @@ mod tests {
     #[test]
     fn the_start_is_found_behind_an_awkward_name() {
         let text = "42 (a) b (c) S 1 42 40 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 10 11";
-        assert_eq!(parse_stat(text), Some(Stat { state: b'S', group: 42, start_ticks: 987_654 }));
+        assert_eq!(parse_stat(text), Some(Stat { state: b'S', group: 42, threads: 1, start_ticks: 987_654 }));
         assert_eq!(parse_stat("42 (x S"), None);
         assert_eq!(parse_stat(""), None);
+    }
+
+    #[test]
+    fn a_process_has_ended_when_its_last_thread_has() {
+        let stat = |state, threads| Stat { state, group: 42, threads, start_ticks: 1 };
+        assert!(!stat(b'S', 4).has_ended());
+        assert!(!stat(b'Z', 2).has_ended());
+        assert!(stat(b'Z', 1).has_ended());
+        assert!(stat(b'X', 0).has_ended());
     }
 
     #[test]
