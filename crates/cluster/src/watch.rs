@@ -7,6 +7,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use conme_api::keys;
@@ -18,11 +19,37 @@ use kube::{
     core::DeserializeGuard,
     runtime::{
         WatchStreamExt,
+        utils::{Backoff, ResetTimerBackoff},
         watcher::{self, Event, watcher},
     },
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+
+/// Pause after the first interruption of a watch. Short, because an API server that has just learnt of a definition
+/// refuses the first watches on it.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause between two attempts.
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+
+/// Pauses that double, up to the longest.
+struct Pauses(Duration);
+
+impl Iterator for Pauses {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LONGEST_PAUSE);
+        Some(pause)
+    }
+}
+
+impl Backoff for Pauses {
+    fn reset(&mut self) {
+        self.0 = FIRST_PAUSE;
+    }
+}
 
 /// Whether a watch has shown everything that there is, and is still at work.
 #[derive(Clone, Debug)]
@@ -39,7 +66,7 @@ impl WatchHealth {
         Self { name: name.into(), synced: Arc::default(), alive: Arc::new(AtomicBool::new(true)) }
     }
 
-    /// The first list is complete.
+    /// Everything that there is has been seen, and nothing has been missed since.
     pub fn is_synced(&self) -> bool {
         self.synced.load(Ordering::Acquire)
     }
@@ -140,7 +167,8 @@ async fn run<K>(
     K: Resource + Send,
 {
     let _alive = Alive(health.alive.clone());
-    let mut stream = std::pin::pin!(stream.default_backoff());
+    let pauses = ResetTimerBackoff::new(Pauses(FIRST_PAUSE), Duration::from_secs(60));
+    let mut stream = std::pin::pin!(stream.backoff(pauses));
     while let Some(event) = stream.next().await {
         match event {
             Ok(event) => {
@@ -151,7 +179,9 @@ async fn run<K>(
                 }
             }
             Err(error) => {
-                tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again")
+                // What happens meanwhile is seen with the next list only.
+                health.synced.store(false, Ordering::Release);
+                tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again");
             }
         }
     }

@@ -18,6 +18,8 @@ use crate::{context::Context, databases};
 
 /// A Comune that waits for something outside is looked at again after this time even if no event tells.
 const WAIT: Duration = Duration::from_secs(30);
+/// A pass that found a cache incomplete is made again after this time.
+const INCOMPLETE: Duration = Duration::from_millis(100);
 /// Rounds of plan and execution in one pass. The second sees what the first made; more are needed only when somebody
 /// else is at work on the same objects.
 const ROUNDS: usize = 3;
@@ -27,6 +29,10 @@ const ROUNDS: usize = 3;
 /// # Errors
 /// When a call failed and the pass has to be repeated; what happened is told in the status already.
 pub async fn reconcile(context: &Context, name: &str) -> anyhow::Result<()> {
+    if !context.caches_are_complete() {
+        context.comuni.add_after(name, INCOMPLETE);
+        return Ok(());
+    }
     let comune = context.world().comune(name);
     match comune {
         Some(comune) => present(context, &comune).await,

@@ -2,11 +2,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
-use conme_cluster::{Calls, Executor, Index};
+use conme_cluster::{Calls, Executor, Index, WatchHealth};
 use kube::Client;
 use tokio::sync::watch;
 
@@ -45,6 +45,8 @@ pub struct Context {
     pub recheck: Duration,
     /// Whether this process leads. Asked right before every statement that changes a database.
     pub leads: watch::Receiver<bool>,
+    /// Every watch; set once they have begun.
+    pub watches: OnceLock<Vec<WatchHealth>>,
     /// When each database server was last looked at as a whole.
     pub secured: tokio::sync::Mutex<HashMap<String, Instant>>,
     /// When figures that move by themselves were last told, by Comune.
@@ -60,6 +62,11 @@ impl Context {
     /// Children, locked. Never held across an await; taken after the world where both are needed.
     pub fn index(&self) -> MutexGuard<'_, Index> {
         self.index.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether every cache is complete at this moment. Nothing is decided from one that may have missed something.
+    pub fn caches_are_complete(&self) -> bool {
+        self.watches.get().is_some_and(|watches| watches.iter().all(WatchHealth::is_synced))
     }
 
     /// Whether figures that move by themselves may be told of a Comune now, or in how long.

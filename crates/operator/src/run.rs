@@ -78,6 +78,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         service_account: options.service_account.clone(),
         recheck: options.recheck,
         leads: leads.clone(),
+        watches: std::sync::OnceLock::new(),
         secured: tokio::sync::Mutex::default(),
         told: Mutex::default(),
     });
@@ -86,7 +87,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let watches = start_watches(&context, &mut loops);
     let alive = Arc::new(AtomicBool::new(true));
     let vitals = Vitals {
-        watches: watches.clone(),
+        watches: context.watches.get_or_init(|| watches).clone(),
         loops_alive: alive.clone(),
         metrics: metrics.clone(),
         context: context.clone(),
@@ -104,7 +105,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let work = async {
         leads.wait_for(|leads| *leads).await?;
         metrics.leading(true);
-        while !watches.iter().all(WatchHealth::is_synced) {
+        while !context.caches_are_complete() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         tracing::info!("leading, and every cache is complete");

@@ -91,6 +91,8 @@ pub async fn install(instance: &Instance, what: &Installation, progress: &Progre
         None,
     )
     .await?;
+    // The first request makes the API server read in a new kind; until then it refuses to have it watched.
+    run(instance, "kubectl", &["get", "comuni,datacenters,servicetemplates"], None).await?;
     step.done("");
 
     let databases = instance.databases()?;
