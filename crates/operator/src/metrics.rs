@@ -68,82 +68,59 @@ fn seconds() -> Histogram {
 
 impl Default for OperatorMetrics {
     fn default() -> Self {
-        let mut registry = Registry::default();
-        let metrics = (
-            Family::<Call, Counter>::default(),
-            Family::<Named, Histogram>::new_with_constructor(seconds),
-            Family::<Reconciled, Counter>::default(),
-            Family::<Controller, Counter>::default(),
-            Family::<Controller, Histogram>::new_with_constructor(seconds),
-            Family::<Controller, Gauge>::default(),
-            Family::<Named, Gauge>::default(),
-            Family::<Named, Gauge>::default(),
-            Family::<Ready, Gauge>::default(),
-            Gauge::default(),
-            Family::<OfKind, Counter>::default(),
-            Family::<Result_, Counter>::default(),
-        );
-        let (
-            calls,
-            call_seconds,
-            reconciled,
-            errors,
-            reconcile_seconds,
-            active,
-            depth,
-            leader,
-            comuni,
-            children,
-            drift,
-            databases,
-        ) = metrics;
-        registry.register(
-            "rest_client_requests",
-            "Calls to the API server by code and method",
-            calls.clone(),
-        );
-        registry.register(
-            "rest_client_request_duration_seconds",
-            "Time of calls by method",
-            call_seconds.clone(),
-        );
-        registry.register(
-            "controller_runtime_reconcile",
-            "Passes by controller and result",
-            reconciled.clone(),
-        );
-        registry.register("controller_runtime_reconcile_errors", "Passes that failed", errors.clone());
-        registry.register(
-            "controller_runtime_reconcile_time_seconds",
-            "Time of passes",
-            reconcile_seconds.clone(),
-        );
-        registry.register("controller_runtime_active_workers", "Passes under way", active.clone());
-        registry.register("workqueue_depth", "Names that wait for a pass", depth.clone());
-        registry.register("leader_election_master_status", "1 while this process leads", leader.clone());
-        registry.register("conme_comuni", "Comuni by readiness", comuni.clone());
-        registry.register("conme_children", "Children known", children.clone());
-        registry.register("conme_drift_repaired", "Children put back as they should be", drift.clone());
-        registry.register("conme_database_ensure", "Databases looked at by result", databases.clone());
-        Self {
-            registry: Mutex::new(registry),
-            calls,
-            call_seconds,
-            reconciled,
-            errors,
-            reconcile_seconds,
-            active,
-            depth,
-            leader,
-            comuni,
-            children,
-            drift,
-            databases,
-        }
+        let metrics = Self {
+            registry: Mutex::default(),
+            calls: Family::default(),
+            call_seconds: Family::new_with_constructor(seconds),
+            reconciled: Family::default(),
+            errors: Family::default(),
+            reconcile_seconds: Family::new_with_constructor(seconds),
+            active: Family::default(),
+            depth: Family::default(),
+            leader: Family::default(),
+            comuni: Family::default(),
+            children: Gauge::default(),
+            drift: Family::default(),
+            databases: Family::default(),
+        };
+        metrics.register();
+        metrics
     }
 }
 
 impl OperatorMetrics {
+    fn register(&self) {
+        let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry.register(
+            "rest_client_requests",
+            "Calls to the API server by code and method",
+            self.calls.clone(),
+        );
+        registry.register(
+            "rest_client_request_duration_seconds",
+            "Time of calls by method",
+            self.call_seconds.clone(),
+        );
+        registry.register(
+            "controller_runtime_reconcile",
+            "Passes by controller and result",
+            self.reconciled.clone(),
+        );
+        registry.register("controller_runtime_reconcile_errors", "Passes that failed", self.errors.clone());
+        registry.register(
+            "controller_runtime_reconcile_time_seconds",
+            "Time of passes",
+            self.reconcile_seconds.clone(),
+        );
+        registry.register("controller_runtime_active_workers", "Passes under way", self.active.clone());
+        registry.register("workqueue_depth", "Names that wait for a pass", self.depth.clone());
+        registry.register("leader_election_master_status", "1 while this process leads", self.leader.clone());
+        registry.register("conme_comuni", "Comuni by readiness", self.comuni.clone());
+        registry.register("conme_children", "Children known", self.children.clone());
+        registry.register("conme_drift_repaired", "Children put back as they should be", self.drift.clone());
+        registry.register("conme_database_ensure", "Databases looked at by result", self.databases.clone());
+    }
+
     /// A pass of a controller has ended.
     pub fn reconciled(&self, controller: &'static str, result: &'static str, took: Duration) {
         self.reconciled.get_or_create(&Reconciled { controller, result }).inc();
