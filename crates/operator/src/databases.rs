@@ -33,7 +33,6 @@ pub struct DatabaseState {
     provisioned: Option<Provisioned>,
     /// The password in force, so that a Secret that was changed by hand can be put back.
     password: Option<Secret>,
-    looked_at: Option<Instant>,
     /// Unique id of the namespace that its Secret was last meant for.
     home: Option<String>,
 }
@@ -202,7 +201,6 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     state.provisioned = provisioned;
                 }
                 state.password = password.or(state.password.take());
-                state.looked_at = Some(Instant::now());
                 state.seen = Some(seen);
                 (changed, more_to_come)
             }
