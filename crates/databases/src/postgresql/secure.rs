@@ -10,6 +10,7 @@ const CLOSED: [&str; 2] = [MAINTENANCE_DATABASE, "template1"];
 /// No tenant's database can have this name.
 const LOCK_NAME: &str = "*";
 
+/// One that takes no connections yet (limit 0) is still being made and is open to nobody but administrators.
 const DATABASES: &str = "
 select json_build_object(
   'admin', current_user,
@@ -17,7 +18,8 @@ select json_build_object(
   'databases', (select json_agg(json_build_object('name', d.datname, 'open', exists(
       select from aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a
       where a.grantee = 0 and a.privilege_type = 'CONNECT')) order by d.datname)
-    from pg_database d where d.datallowconn))::text";
+    from pg_database d
+    where d.datallowconn and (d.datconnlimit <> 0 or d.datname in ('postgres', 'template1'))))::text";
 
 #[derive(Deserialize)]
 struct Seen {
