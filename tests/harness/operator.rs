@@ -6,8 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
-use conme_testbed::install::operator_url;
+use anyhow::{Context, Result, bail, ensure};
+use conme_testbed::install::{OPERATOR, operator_url};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -101,8 +101,29 @@ impl DataCentre {
     /// # Errors
     /// When no operator is installed.
     pub async fn operator_is_ready(&self) -> Result<bool> {
+        Ok(self.readiness().await?.0)
+    }
+
+    /// Waits until the operator says that it is ready.
+    ///
+    /// # Errors
+    /// When it is not in time, with what it said last and the end of its log.
+    pub async fn operator_gets_ready(&self) -> Result<()> {
+        let result = eventually("the operator is ready", || self.operator_is_ready()).await;
+        let Err(error) = result else { return Ok(()) };
+        let log = std::fs::read_to_string(self.instance().log(OPERATOR)).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        let end = lines[lines.len().saturating_sub(60)..].join("\n");
+        let said = self.readiness().await?.1;
+        bail!("{error}\nit is {}\nits log ends so:\n{end}", said.trim_end());
+    }
+
+    async fn readiness(&self) -> Result<(bool, String)> {
         let url = operator_url(self.instance())?;
-        Ok(http_get(&url, "/readyz").await.is_ok_and(|(code, _)| code == 200))
+        Ok(match http_get(&url, "/readyz").await {
+            Ok((code, words)) => (code == 200, words),
+            Err(error) => (false, format!("silent: {error:#}")),
+        })
     }
 
     /// Waits until the operator has nothing under way and has not ended a pass for longer than it puts things off.
