@@ -14,7 +14,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{context::Context, databases};
+use crate::{context::Context, databases, dedicated};
 
 /// A Comune that waits for something outside is looked at again after this time even if no event tells.
 const WAIT: Duration = Duration::from_secs(30);
@@ -121,22 +121,28 @@ fn look(context: &Context, comune: &Comune) -> Sight {
 fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
     let Some(valid) = &sight.verdict.valid else { return };
     for database in &valid.databases {
-        let stands = sight
-            .observed
-            .children
-            .keys()
-            .any(|at| at.kind == Kind::Namespace && at.name == database.namespace);
-        let unguarded = [Wave::Namespaces, Wave::Guards]
-            .iter()
-            .filter_map(|wave| sight.plan.waves.get(wave))
-            .flatten()
-            .any(|action| action.at().home() == database.namespace);
-        let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == database.namespace);
-        if stands && !unguarded && !clashes {
-            let uid = sight.observed.namespaces.get(&database.namespace).map(|seen| seen.uid.as_str());
-            databases::submit(context, comune, database, uid.unwrap_or_default());
+        if let Some(uid) = guarded_home(sight, &database.namespace) {
+            databases::submit(context, comune, database, uid);
         }
     }
+    for database in &valid.dedicated {
+        if guarded_home(sight, &database.namespace).is_some() {
+            dedicated::submit(context, comune, valid, database);
+        }
+    }
+}
+
+/// Unique id of a namespace that stands, is guarded and belongs to nobody else.
+fn guarded_home<'a>(sight: &'a Sight, namespace: &str) -> Option<&'a str> {
+    let stands = sight.observed.children.keys().any(|at| at.kind == Kind::Namespace && at.name == namespace);
+    let unguarded = [Wave::Namespaces, Wave::Guards]
+        .iter()
+        .filter_map(|wave| sight.plan.waves.get(wave))
+        .flatten()
+        .any(|action| action.at().home() == namespace);
+    let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == namespace);
+    let uid = sight.observed.namespaces.get(namespace).map_or("", |seen| seen.uid.as_str());
+    (stands && !unguarded && !clashes).then_some(uid)
 }
 
 async fn tell(context: &Context, comune: &Comune, sight: &Sight, failures: &[Failure]) -> anyhow::Result<()> {

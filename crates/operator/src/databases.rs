@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use crate::{context::Context, world::World};
+use crate::{context::Context, dedicated, world::World};
 
 /// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -93,22 +93,8 @@ pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> 
     })
 }
 
-/// `found` is what this process itself knows to have been provisioned; a status may be older.
 fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Provisioned>) -> Task {
-    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
-    let told = told.iter().find(|told| told.name == database.spec.name).and_then(|told| {
-        let at = told.provisioned_at.as_ref()?.parse().ok()?;
-        Some(Provisioned {
-            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
-            at,
-        })
-    });
-    let provisioned = found.or(told).filter(|provisioned| {
-        let annotations = comune.metadata.annotations.as_ref();
-        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
-        let confirmation = confirmation(&database.spec.name, provisioned);
-        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
-    });
+    let provisioned = provisioned(comune, &database.spec.name, found);
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
         desired: Desired {
@@ -131,6 +117,39 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
     }
 }
 
+/// What is known to have been provisioned and must be there. None also when a person has said that it may be made anew.
+///
+/// `found` is what this process itself knows; a status may be older.
+pub(crate) fn provisioned(
+    comune: &Comune,
+    database: &str,
+    found: Option<Provisioned>,
+) -> Option<Provisioned> {
+    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
+    let told = told.iter().find(|told| told.name == database).and_then(|told| {
+        let at = told.provisioned_at.as_ref()?.parse().ok()?;
+        Some(Provisioned {
+            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
+            at,
+        })
+    });
+    found.or(told).filter(|provisioned| {
+        let annotations = comune.metadata.annotations.as_ref();
+        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
+        let confirmation = confirmation(database, provisioned);
+        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
+    })
+}
+
+/// How to let a vanished database be created anew, with the very command.
+pub(crate) fn how_to_confirm(comune: &str, database: &str, lost: &Provisioned) -> String {
+    format!(
+        ". To start with an empty one: kubectl annotate comune {comune} {}={} --overwrite",
+        keys::CONFIRM_RECREATE,
+        confirmation(database, lost)
+    )
+}
+
 /// The word by which a person lets a vanished database be created anew: it holds for this loss only, because it names
 /// the time at which the lost one was provisioned.
 fn confirmation(database: &str, lost: &Provisioned) -> String {
@@ -138,7 +157,7 @@ fn confirmation(database: &str, lost: &Provisioned) -> String {
 }
 
 /// Spread by a quarter, so that what began together does not stay together.
-fn jittered(period: Duration) -> Duration {
+pub(crate) fn jittered(period: Duration) -> Duration {
     let most = (period.as_millis() as u64 / 4).max(1);
     period + Duration::from_millis(u64::from(getrandom::u32().unwrap_or_default()) % most)
 }
@@ -149,6 +168,9 @@ fn jittered(period: Duration) -> Duration {
 /// When it is not as declared; what happened is told in the status of its Comune.
 pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
+    if context.world().dedicated.contains_key(&(comune.to_owned(), database.to_owned())) {
+        return dedicated::reconcile(context, comune, database).await;
+    }
     let id = (comune.to_owned(), database.to_owned());
     let (task, remembered) = {
         let mut world = context.world();
@@ -222,13 +244,13 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
 }
 
 /// Why a database is not as declared.
-struct Trouble {
-    reason: &'static str,
-    message: String,
+pub(crate) struct Trouble {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
 }
 
 impl Trouble {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -252,12 +274,7 @@ fn in_words(problem: Problem, desired: &Desired) -> Trouble {
     let missing = matches!(problem, Problem::DataMissing { .. });
     let mut trouble = Trouble::from(problem);
     if let Some(provisioned) = desired.provisioned.as_ref().filter(|_| missing) {
-        trouble.message.push_str(&format!(
-            ". To start with an empty one: kubectl annotate comune {} {}={} --overwrite",
-            desired.comune,
-            keys::CONFIRM_RECREATE,
-            confirmation(&desired.database, provisioned)
-        ));
+        trouble.message.push_str(&how_to_confirm(&desired.comune, &desired.database, provisioned));
     }
     trouble
 }
@@ -359,7 +376,7 @@ async fn secure(context: &Context, name: &str, server: &Server) -> Result<(), Tr
     Ok(())
 }
 
-fn is_ours(secret: &Value, comune: &str) -> bool {
+pub(crate) fn is_ours(secret: &Value, comune: &str) -> bool {
     let label = |pointer: &str| secret.pointer(pointer).and_then(Value::as_str);
     let managed = label("/metadata/labels/app.kubernetes.io~1managed-by") == Some(keys::MANAGER)
         && label("/metadata/labels/conme.venis.it~1comune") == Some(comune);
@@ -367,14 +384,14 @@ fn is_ours(secret: &Value, comune: &str) -> bool {
     managed || child::is_of_operator(Kind::Secret, secret)
 }
 
-fn password_of(secret: &Value) -> Option<Secret> {
+pub(crate) fn password_of(secret: &Value) -> Option<Secret> {
     let encoded = secret.pointer("/data/password")?.as_str()?;
     let text = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
     (!text.is_empty()).then(|| Secret::new(text))
 }
 
 /// 160 random bits in letters and digits: no character of it has a meaning in an address or a shell.
-fn new_password() -> Result<Secret, Trouble> {
+pub(crate) fn new_password() -> Result<Secret, Trouble> {
     const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyzABCDEFGH";
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes)

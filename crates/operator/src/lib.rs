@@ -2,7 +2,7 @@
 //!
 //! [`run()`] wires everything together; [`comune`] takes one Comune through observe, validate, plan, execute and
 //! report; [`databases`] brings databases to their declared state on a queue of their own, so that a dead server
-//! delays nobody's namespaces; [`catalogue`] tells of the data centre and the templates.
+//! delays nobody's namespaces; [`dedicated`] does the same for databases on servers of their own; [`catalogue`] tells of the data centre and the templates.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
@@ -10,6 +10,7 @@ mod catalogue;
 mod comune;
 mod context;
 mod databases;
+mod dedicated;
 mod events;
 mod manifests;
 mod metrics;

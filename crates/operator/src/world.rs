@@ -9,7 +9,7 @@ use conme_api::{Comune, DataCenter, ServiceTemplate};
 use conme_blueprint::{Claim, DatabaseSeen, Register};
 use kube::{Resource, ResourceExt};
 
-use crate::databases::DatabaseState;
+use crate::{databases::DatabaseState, dedicated::DedicatedState};
 
 /// The caches of the operator's own resources, and what was decided from them.
 pub struct World {
@@ -23,6 +23,8 @@ pub struct World {
     pub register: Register,
     /// Databases by Comune and name in the manifest.
     pub databases: HashMap<(String, String), DatabaseState>,
+    /// Databases on servers of their own by Comune and name in the manifest.
+    pub dedicated: HashMap<(String, String), DedicatedState>,
     relisting: BTreeSet<String>,
     unreadable: BTreeSet<String>,
 }
@@ -45,6 +47,7 @@ impl World {
             storage_classes: BTreeSet::new(),
             register: Register::default(),
             databases: HashMap::new(),
+            dedicated: HashMap::new(),
             relisting: BTreeSet::new(),
             unreadable: BTreeSet::new(),
         }
@@ -85,6 +88,7 @@ impl World {
         self.comuni.remove(name);
         self.unreadable.remove(name);
         self.databases.retain(|(comune, _), _| comune != name);
+        self.dedicated.retain(|(comune, _), _| comune != name);
         let mut touched = self.register.waiting_for_room().into_iter().collect::<BTreeSet<_>>();
         touched.extend(self.register.remove(name));
         touched.insert(name.to_owned());
@@ -208,8 +212,9 @@ impl World {
         let is_current = of_generation == comune.metadata.generation;
         let mut seen = BTreeMap::new();
         for database in &comune.spec.databases {
-            let state =
-                self.databases.get(&(name.clone(), database.name.clone())).and_then(|s| s.seen.clone());
+            let key = (name.clone(), database.name.clone());
+            let dedicated = || self.dedicated.get(&key).and_then(|state| state.seen.clone());
+            let state = self.databases.get(&key).and_then(|state| state.seen.clone()).or_else(dedicated);
             let from_status = || {
                 let told = told.iter().find(|told| told.name == database.name)?;
                 if !told.ready || !is_current {
