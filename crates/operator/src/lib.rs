@@ -15,9 +15,11 @@ mod events;
 mod manifests;
 mod metrics;
 mod queue;
+mod reference;
 mod run;
 mod web;
 mod world;
 
 pub use manifests::{crds_yaml, roles_yaml};
+pub use reference::resources_markdown;
 pub use run::{RunOptions, run};

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use conme_operator::{RunOptions, crds_yaml, roles_yaml, run};
+use conme_operator::{RunOptions, crds_yaml, resources_markdown, roles_yaml, run};
 use tracing_subscriber::EnvFilter;
 
 /// The Con.Me operator: gives every municipality its place on the shared data centre.
@@ -117,13 +117,14 @@ fn print(text: &str) -> anyhow::Result<()> {
 }
 
 fn manifests(top: &std::path::Path, check: bool) -> anyhow::Result<()> {
-    let (crds, roles) = (crds_yaml()?, roles_yaml()?);
+    let (crds, roles, reference) = (crds_yaml()?, roles_yaml()?, resources_markdown());
     let mut stale = Vec::new();
     for (file, text) in [
         ("manifests/crds.yaml", &crds),
         ("manifests/clusterroles.yaml", &roles),
         ("charts/conme/templates/crds.yaml", &crds),
         ("charts/conme/templates/clusterroles.yaml", &roles),
+        ("docs/reference/resources.md", &reference),
     ] {
         let path = top.join(file);
         if std::fs::read_to_string(&path).is_ok_and(|present| present == *text) {
