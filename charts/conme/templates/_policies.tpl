@@ -55,3 +55,8 @@ metadata:
   annotations:
     conme.venis.it/description: {{ index . 2 | quote }}
 {{- end }}
+
+{{/* The pod template of an object of any kind that holds pods, in CEL. dyn, because each kind has it elsewhere. */}}
+{{- define "conme.cel.template" -}}
+(request.resource.resource == 'pods' ? {'spec': dyn({{ . }}).spec} : request.resource.resource == 'podtemplates' ? dyn({{ . }}).?template.orValue({}) : request.resource.resource == 'cronjobs' ? dyn({{ . }}).spec.jobTemplate.spec.template : dyn({{ . }}).spec.?template.orValue({}))
+{{- end }}
