@@ -7,6 +7,7 @@
 mod connect;
 mod observe;
 mod plan;
+mod removal;
 mod secure;
 mod step;
 mod tag;
@@ -24,6 +25,8 @@ pub use observe::{
     observe_available, observe_inside,
 };
 pub use plan::plan;
+pub(crate) use removal::remove;
+pub use removal::{Removal, plan_removal};
 pub(crate) use secure::secure_server;
 pub use step::{Object, Place, Step};
 

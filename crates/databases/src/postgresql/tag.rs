@@ -63,7 +63,8 @@ pub(super) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
     if tag.comune != desired.comune || tag.database != desired.database {
         return Claim::Another(format!("database \"{}\" of comune \"{}\"", tag.database, tag.comune));
     }
-    let same_uid = tag.uid.as_ref() == Some(&desired.tag.uid);
+    let same_uid =
+        tag.uid.as_ref().is_some_and(|uid| *uid == desired.tag.uid || desired.tag.former_uids.contains(uid));
     match (&tag.istat, &desired.tag.istat) {
         (Some(theirs), Some(ours)) if theirs != ours => Claim::Another(format!(
             "database \"{}\" of the comune \"{}\" with ISTAT code {theirs}",
