@@ -149,6 +149,16 @@ pub enum EntityKind {
     CittaMetropolitana,
 }
 
+impl std::fmt::Display for EntityKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Comune => "Comune",
+            Self::Unione => "Unione",
+            Self::CittaMetropolitana => "CittaMetropolitana",
+        })
+    }
+}
+
 /// Who the administration is.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[x_kube(

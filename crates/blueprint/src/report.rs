@@ -58,7 +58,8 @@ pub fn report(
 
     let mut status =
         ComuneStatus { observed_generation: comune.metadata.generation, ..ComuneStatus::default() };
-    status.seniority = previous.seniority.clone().or_else(|| valid.map(|_| rfc3339(now)));
+    let admitted_at = valid.and_then(|valid| valid.admitted_at.clone());
+    status.seniority = previous.seniority.clone().or(admitted_at).or_else(|| valid.map(|_| rfc3339(now)));
     status.tier = valid.map(|valid| valid.tier.clone()).or_else(|| previous.tier.clone());
     status.namespaces = match valid {
         Some(valid) => namespaces(valid, plan, observed),
@@ -152,11 +153,14 @@ fn ready(
     }
     let over = status.quota.as_ref().map(|quota| quota.over_limit.join(", ")).unwrap_or_default();
     let generation = comune.metadata.generation.unwrap_or(0);
+    let cordoned =
+        if comune.spec.cordoned { "; cordoned: the administration's people cannot write" } else { "" };
     if over.is_empty() {
-        (true, reasons::AS_DECLARED, format!("everything is as declared at generation {generation}"))
+        let message = format!("everything is as declared at generation {generation}{cordoned}");
+        (true, reasons::AS_DECLARED, message)
     } else {
         let message = format!(
-            "everything is as declared at generation {generation}; more is in use than the quota allows ({over}): what \
+            "everything is as declared at generation {generation}{cordoned}; more is in use than the quota allows ({over}): what \
              runs goes on, nothing new is admitted"
         );
         (true, reasons::OVER_LIMIT, message)
@@ -334,7 +338,7 @@ fn servers_migrated(status: &ComuneStatus) -> Finding {
     }
 }
 
-fn condition(
+pub(crate) fn condition(
     type_: &str,
     (is_true, reason, message): &Finding,
     comune: &Comune,
@@ -645,6 +649,6 @@ fn seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-fn rfc3339(time: Timestamp) -> String {
+pub(crate) fn rfc3339(time: Timestamp) -> String {
     seconds(time).to_string()
 }

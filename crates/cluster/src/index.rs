@@ -323,6 +323,11 @@ impl Index {
         observed
     }
 
+    /// A namespace, whoever it belongs to.
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceSeen> {
+        self.namespaces.get(name).map(|(_, seen)| seen)
+    }
+
     /// Names of all Comuni that have children, whether they still exist or not.
     pub fn comuni(&self) -> impl Iterator<Item = &str> {
         self.children.keys().map(String::as_str)

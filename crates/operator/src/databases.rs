@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use crate::{context::Context, world::World};
+use crate::{context::Context, removals, world::World};
 
 /// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -35,6 +35,8 @@ pub struct DatabaseState {
     password: Option<Secret>,
     /// Unique id of the namespace that its Secret was last meant for.
     home: Option<String>,
+    /// Unique ids that its Comune had before it was applied again.
+    former_uids: Vec<String>,
 }
 
 /// What has to be brought about.
@@ -60,14 +62,22 @@ impl Task {
 
 /// Has a database looked at, if its declaration is new or its time has come.
 ///
-/// `namespace_uid` is the unique id of the namespace that its Secret goes to.
-pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, namespace_uid: &str) {
+/// `namespace_uid` is the unique id of the namespace that its Secret goes to, `former_uids` are those that the Comune had
+/// before it was applied again.
+pub fn submit(
+    context: &Context,
+    comune: &Comune,
+    database: &ValidDatabase,
+    namespace_uid: &str,
+    former_uids: Vec<String>,
+) {
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
-    let task = task(comune, &name, database, state.provisioned.clone());
+    state.former_uids = former_uids;
+    let task = task(comune, &name, database, state);
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
@@ -88,13 +98,13 @@ pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> 
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     world.databases.get(&key).is_some_and(|state| {
-        let task = task(comune, &name, database, state.provisioned.clone());
+        let task = task(comune, &name, database, state);
         state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task))
     })
 }
 
-/// `found` is what this process itself knows to have been provisioned; a status may be older.
-fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Provisioned>) -> Task {
+/// What `state` knows to have been provisioned comes from this process itself; a status may be older.
+fn task(comune: &Comune, name: &str, database: &ValidDatabase, state: &DatabaseState) -> Task {
     let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
     let told = told.iter().find(|told| told.name == database.spec.name).and_then(|told| {
         let at = told.provisioned_at.as_ref()?.parse().ok()?;
@@ -103,7 +113,7 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             at,
         })
     });
-    let provisioned = found.or(told).filter(|provisioned| {
+    let provisioned = state.provisioned.clone().or(told).filter(|provisioned| {
         let annotations = comune.metadata.annotations.as_ref();
         let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
         let confirmation = confirmation(&database.spec.name, provisioned);
@@ -117,6 +127,7 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             tag: OwnerTag {
                 istat: comune.spec.entity.istat.clone(),
                 uid: comune.metadata.uid.clone().unwrap_or_default(),
+                former_uids: state.former_uids.clone(),
             },
             extensions: database.spec.extensions.iter().cloned().collect(),
             allowed_extensions: database.server.allowed_extensions.iter().cloned().collect(),
@@ -150,6 +161,9 @@ fn jittered(period: Duration) -> Duration {
 pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
     let id = (comune.to_owned(), database.to_owned());
+    if let Some(result) = removals::reconcile(context, &id).await {
+        return result;
+    }
     let (task, remembered) = {
         let mut world = context.world();
         let declared =
@@ -159,9 +173,14 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             world.databases.remove(&id);
             return Ok(());
         };
-        match world.databases.get(&id) {
-            Some(state) if !comune.spec.paused => (state.task.clone(), state.password.clone()),
-            _ => return Ok(()),
+        match world.databases.get_mut(&id) {
+            Some(state) if comune.spec.paused => {
+                // So that it is looked at again as soon as the pause is over.
+                state.task = None;
+                return Ok(());
+            }
+            Some(state) => (state.task.clone(), state.password.clone()),
+            None => return Ok(()),
         }
     };
     let Some(task) = task else { return Ok(()) };
@@ -222,13 +241,16 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
 }
 
 /// Why a database is not as declared.
-struct Trouble {
-    reason: &'static str,
-    message: String,
+pub struct Trouble {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// In words, with what to do.
+    pub message: String,
 }
 
 impl Trouble {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    /// Puts one together.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -384,7 +406,7 @@ fn new_password() -> Result<Secret, Trouble> {
 }
 
 /// The server with its administrator's credentials, read anew each time: they may have been changed.
-async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
+pub async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
     let api: Api<KubeSecret> = Api::namespaced(context.client.clone(), &context.namespace);
     let name = &server.admin_secret;
     let place = format!("the Secret {}/{name} of the database server `{}`", context.namespace, server.name);
