@@ -156,6 +156,8 @@ async fn nothing_is_deleted_without_the_word_for_this_very_object(
     let others = spec("Altro", 903_003, json!([database("via", "Delete")]));
     data_centre.apply("vit-finisce-x", with(others, "deletionPolicy", json!("Delete"))).await?;
     data_centre.ready("vit-finisce-x").await?;
+    let both = Patch::Merge(json!({"metadata": {"finalizers": [keys::DELETION, "example.org/hold"]}}));
+    data_centre.comuni().patch(name, &PatchParams::default(), &both).await?;
     delete(data_centre, name).await?;
     let (_, message) = deleting(data_centre, name, reasons::CONFIRMATION_MISSING).await?;
     assert!(message.contains("vit-finisce-produzione") && message.contains("databases via"), "{message}");
@@ -202,6 +204,12 @@ async fn nothing_is_deleted_without_the_word_for_this_very_object(
     let deletion = told.status.and_then(|status| status.deletion).context("the deletion is told of")?;
     let end = deletion.delete_after.context("an end")?;
     assert!(message.contains(&end) && message.contains("To stop it"), "{message}");
+    // Somebody else's finalizer holds the empty shell: nothing is built in it again.
+    let (.., message) = deleting(data_centre, name, reasons::WAITING).await?;
+    assert!(message.contains("example.org/hold"), "{message}");
+    assert!(namespace(data_centre, "vit-finisce-produzione").await?.is_none());
+    let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
+    data_centre.comuni().patch(name, &PatchParams::default(), &free).await?;
     is_gone(data_centre, name).await?;
     assert!(Timestamp::now() >= end.parse::<Timestamp>()?, "not before the end of the grace period");
     assert!(namespace(data_centre, "vit-finisce-produzione").await?.is_none());

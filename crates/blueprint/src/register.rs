@@ -328,6 +328,44 @@ mod tests {
     }
 
     #[test]
+    fn one_that_is_applied_again_keeps_the_place_that_its_namespaces_remember() {
+        let mut register = Register::default();
+        register.set_data_center(Some(data_center()));
+        let seen = |comune: &str, istat: &str, at: &str| NamespaceSeen {
+            labels: BTreeMap::from(
+                [(keys::MANAGED_BY, keys::MANAGER), (keys::COMUNE, comune), (keys::ISTAT, istat)]
+                    .map(|(key, value)| (key.to_owned(), value.to_owned())),
+            ),
+            annotations: BTreeMap::from([(keys::ADMITTED_AT.to_owned(), at.to_owned())]),
+            ..NamespaceSeen::default()
+        };
+        let claim = Claim::Istat("027012".into());
+        let young =
+            |c: &mut Comune| c.status.get_or_insert_default().seniority = Some("2026-02-01T00:00:00Z".into());
+        register.put(&created("young", 1, young));
+        register.put(&created("old", 9, |_| {}));
+        assert_eq!(register.senior_holder("old", &claim), Some("young"));
+        // In whatever order things are seen.
+        register.note_namespace("old-collaudo", Some(&seen("old", "027012", "2026-01-05T00:00:00Z")));
+        register.note_namespace("old-produzione", Some(&seen("old", "027012", "2026-01-01T00:00:00Z")));
+        assert_eq!(register.senior_holder("old", &claim), None);
+        assert_eq!(register.senior_holder("young", &claim), Some("old"));
+        let remembered = register.remembered(&created("old", 9, |_| {}));
+        assert_eq!(remembered.unwrap().to_string(), "2026-01-01T00:00:00Z");
+        // What its own status tells counts more; another administration's namespaces count for nothing.
+        let told =
+            |c: &mut Comune| c.status.get_or_insert_default().seniority = Some("2026-03-01T00:00:00Z".into());
+        register.put(&created("old", 9, told));
+        assert_eq!(register.senior_holder("old", &claim), Some("young"));
+        register.put(&created("old", 9, |_| {}));
+        for namespace in ["old-collaudo", "old-produzione"] {
+            register.note_namespace(namespace, Some(&seen("old", "027099", "2026-01-01T00:00:00Z")));
+        }
+        assert_eq!(register.senior_holder("old", &claim), Some("young"));
+        register.note_namespace("old-produzione", None);
+    }
+
+    #[test]
     fn two_names_that_meet_in_one_namespace_are_a_conflict() {
         let mut register = Register::default();
         register.put(&created("san", 1, |c| c.spec.environments[0].name = "stino-x".into()));
