@@ -6,12 +6,15 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use conme_api::{Comune, keys, reasons};
+use conme_api::{Comune, DataCenter, PurgeItem, keys, reasons};
 use conme_blueprint::Kind;
 use conme_stories::{
-    Credentials, DataCentre, Login, condition, entity, eventually, is_current, operator_writes,
+    Credentials, DataCentre, Login, condition, entity, eventually, installation, is_current, operator_writes,
 };
-use conme_testbed::install::{self, OPERATOR};
+use conme_testbed::{
+    Progress,
+    install::{self, OPERATOR},
+};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{
@@ -121,7 +124,9 @@ async fn rule_1_deletion_acts_only_on_a_persons_word_and_after_the_grace_period(
     retain_keeps_everything_and_delete_needs_its_finalizer(&data_centre).await?;
     nothing_is_deleted_without_the_word_for_this_very_object(&data_centre, &admin).await?;
     the_grace_period_can_be_broken_off_and_survives_a_restart(&data_centre, &admin).await?;
-    a_definition_that_is_deleted_is_nobodys_word(&data_centre, &admin).await
+    a_pause_holds_databases_too_and_nothing_is_forgotten_after_it(&data_centre, &admin).await?;
+    a_definition_that_is_deleted_is_nobodys_word(&data_centre, &admin).await?;
+    an_uninstalled_chart_takes_nothing_with_it(&data_centre).await
 }
 
 async fn retain_keeps_everything_and_delete_needs_its_finalizer(data_centre: &DataCentre) -> Result<()> {
@@ -215,6 +220,12 @@ async fn nothing_is_deleted_without_the_word_for_this_very_object(
     assert!(namespace(data_centre, "vit-finisce-produzione").await?.is_none());
     let left = on_server(admin, name).await?;
     assert_eq!(left, "vit_finisce__resta vit_finisce__resta__app vit_finisce__resta__owner");
+    // What it has left is on the list of the data centre until somebody drops it by hand.
+    let kept =
+        item(data_centre, "Database", "pg-venis-1/vit_finisce__resta", true).await?.context("an item")?;
+    assert_eq!((kept.comune.as_str(), kept.istat.as_deref()), (name, Some("903002")));
+    admin.run("drop database vit_finisce__resta").await?;
+    item(data_centre, "Database", "pg-venis-1/vit_finisce__resta", false).await?;
     // A name that begins alike is another administration's.
     data_centre.ready("vit-finisce-x").await?;
     assert!(namespace(data_centre, "vit-finisce-x-produzione").await?.is_some());
@@ -260,6 +271,122 @@ async fn the_grace_period_can_be_broken_off_and_survives_a_restart(
     is_gone(data_centre, name).await?;
     is_orphaned(data_centre, "vit-ripensa-produzione").await?;
     assert!(on_server(admin, name).await?.starts_with("vit_ripensa__dati "));
+    Ok(())
+}
+
+/// Waits until the data centre's purge list holds something, or holds it no more.
+async fn item(data_centre: &DataCentre, kind: &str, name: &str, is_there: bool) -> Result<Option<PurgeItem>> {
+    let find = || async {
+        let status =
+            Api::<DataCenter>::all(data_centre.client()).get("venis").await?.status.unwrap_or_default();
+        let list = status.purge.unwrap_or_default();
+        ensure!(list.count as usize >= list.items.len(), "a count that is too small");
+        Ok(list.items.into_iter().find(|item| item.kind == kind && item.name == name))
+    };
+    let what = format!("{kind} {name} on the purge list: {is_there}");
+    eventually(&what, || async { Ok(find().await?.is_some() == is_there) }).await?;
+    find().await
+}
+
+async fn a_pause_holds_databases_too_and_nothing_is_forgotten_after_it(
+    data_centre: &DataCentre,
+    admin: &Login,
+) -> Result<()> {
+    // One whose database cannot be had, because somebody else's is in the way.
+    admin.run("create database vit_ferma__altrui").await?;
+    for (name, istat, databases) in [
+        ("vit-ferma", 903_007, json!([database("dati", "Retain"), database("altrui", "Retain")])),
+        ("vit-corre", 903_008, json!([database("dati", "Retain")])),
+    ] {
+        data_centre.apply(name, spec(name, istat, databases)).await?;
+    }
+    data_centre.ready("vit-corre").await?;
+    let is = |reason: &'static str| {
+        move |comune: &Comune| {
+            is_current(comune)
+                && condition(comune, reasons::DATABASES_READY).is_some_and(|told| told.1 == reason)
+        }
+    };
+    data_centre.comune_where("vit-ferma", "told of the conflict", is(reasons::CONFLICT)).await?;
+    set(data_centre, "vit-ferma", json!({"paused": true, "cordoned": true})).await?;
+    data_centre
+        .comune_where("vit-ferma", "paused", |comune| {
+            is_current(comune) && condition(comune, "Ready").is_some_and(|told| told.1 == reasons::PAUSED)
+        })
+        .await?;
+    // What is wrong with both databases is put right for the one that is not paused.
+    for name in ["vit_ferma", "vit_corre"] {
+        admin.run(&format!("alter role {name}__dati__owner createdb")).await?;
+    }
+    admin.run("drop database vit_ferma__altrui").await?;
+    let may = |name: &'static str| async move {
+        let sql = format!("select rolcreatedb from pg_roles where rolname = '{name}__dati__owner'");
+        Ok::<_, anyhow::Error>(admin.value(&sql).await? == "t")
+    };
+    for _ in 0..2 {
+        eventually("the other one is repaired", || async { Ok(!may("vit_corre").await?) }).await?;
+        admin.run("alter role vit_corre__dati__owner createdb").await?;
+    }
+    assert!(may("vit_ferma").await?, "nothing of a paused Comune is touched");
+    assert!(!on_server(admin, "vit-ferma").await?.contains("altrui__app"));
+    let live = namespace(data_centre, "vit-ferma-produzione").await?.context("a namespace")?;
+    assert!(!live.labels().contains_key(keys::CORDONED), "not even a label");
+
+    set(data_centre, "vit-ferma", json!({"paused": false})).await?;
+    let comune = data_centre.ready("vit-ferma").await?;
+    let (_, _, message) = condition(&comune, "Ready").context("a condition")?;
+    assert!(message.contains("cordoned"), "{message}");
+    eventually("the pause is over", || async { Ok(!may("vit_ferma").await?) }).await?;
+    let live = namespace(data_centre, "vit-ferma-produzione").await?.context("a namespace")?;
+    assert_eq!(live.labels().get(keys::CORDONED).map(String::as_str), Some("true"));
+    for name in ["vit-ferma", "vit-corre"] {
+        data_centre.tidy_up(name).await?;
+    }
+    Ok(())
+}
+
+async fn an_uninstalled_chart_takes_nothing_with_it(data_centre: &DataCentre) -> Result<()> {
+    let namespaces = ["vit-portale-produzione", "vit-semplice-produzione", "vit-unione-produzione"];
+    let names = ["vit-portale", "vit-semplice", "vit-unione"];
+    let before = inventory(data_centre, &namespaces).await?;
+    let uids = || async {
+        let mut uids = Vec::new();
+        for name in names {
+            uids.push(data_centre.ready(name).await?.uid());
+        }
+        Ok::<_, anyhow::Error>(uids)
+    };
+    let comuni = uids().await?;
+    let since = Timestamp::now();
+    let uninstall = ["uninstall", "conme", "--namespace", install::NAMESPACE, "--wait"];
+    install::run(data_centre.instance(), "helm", &uninstall, None).await?;
+    assert_eq!(uids().await?, comuni, "definitions and Comuni stay");
+    assert_eq!(inventory(data_centre, &namespaces).await?, before);
+
+    install::install(data_centre.instance(), &installation()?, &Progress::silent()).await?;
+    data_centre.operator_gets_ready().await?;
+    // An edit shows that it is at work again.
+    set(data_centre, "vit-semplice", json!({"cordoned": true})).await?;
+    eventually("the label is there", || async {
+        let live = namespace(data_centre, "vit-semplice-produzione").await?.context("a namespace")?;
+        Ok(live.labels().contains_key(keys::CORDONED))
+    })
+    .await?;
+    assert_eq!(uids().await?, comuni);
+    assert_eq!(inventory(data_centre, &namespaces).await?, before, "nothing was made anew");
+    nothing_was_deleted_or_made(data_centre, since)
+}
+
+/// By the API server's own record of the operator's calls.
+fn nothing_was_deleted_or_made(data_centre: &DataCentre, since: Timestamp) -> Result<()> {
+    let calls: Vec<String> = operator_writes(data_centre, since)?
+        .into_iter()
+        .filter(|call| {
+            call.verb.starts_with("delete") || call.verb == "create" && call.resource() != "events"
+        })
+        .map(|call| format!("{} {}", call.verb, call.uri))
+        .collect();
+    ensure!(calls.is_empty(), "nothing was to be deleted or made: {calls:#?}");
     Ok(())
 }
 
@@ -361,13 +488,76 @@ async fn a_definition_that_is_deleted_is_nobodys_word(data_centre: &DataCentre, 
     }
     assert_eq!(credentials.login(None).await?.value("select a from t").await?, "resta");
     assert_eq!(of_unione.login(None).await?.value("select a from t").await?, "atto");
-    let deletions: Vec<String> = operator_writes(data_centre, since)?
-        .into_iter()
-        .filter(|call| {
-            call.verb.starts_with("delete") || call.verb == "create" && call.resource() != "events"
-        })
-        .map(|call| format!("{} {}", call.verb, call.uri))
-        .collect();
-    ensure!(deletions.is_empty(), "nothing was deleted and nothing was made anew: {deletions:#?}");
-    Ok(())
+    nothing_was_deleted_or_made(data_centre, since)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_2_adoption_what_a_removed_comune_has_left_is_listed_and_taken_back() -> Result<()> {
+    let data_centre = DataCentre::shared().await?;
+    let admin = administrator(&data_centre).await?;
+    let (name, namespace_name) = ("vit-torna", "vit-torna-produzione");
+    // What an earlier run on the same data centre has left would be taken back, too.
+    admin.run("drop database if exists vit_torna__dati with (force)").await?;
+    admin.run("drop database if exists vit_torna__vecchia with (force)").await?;
+    let both = json!([database("dati", "Retain"), database("vecchia", "Retain")]);
+    data_centre.apply(name, spec("Torna", 903_011, both)).await?;
+    let first = data_centre.ready(name).await?;
+    let first_seniority = first.status.clone().unwrap_or_default().seniority;
+    let credentials = Credentials::of(&data_centre, namespace_name, "dati").await?;
+    credentials.login(None).await?.run("create table t (a text); insert into t values ('resta')").await?;
+    let live = namespace(&data_centre, namespace_name).await?.context("a namespace")?;
+    assert_eq!(live.annotations().get(keys::ADMITTED_AT), first_seniority.as_ref());
+
+    // A database leaves the manifest: it is on both lists.
+    let one = spec("Torna", 903_011, json!([database("dati", "Retain")]));
+    data_centre.apply(name, one.clone()).await?;
+    let orphan = "pg-venis-1/vit_torna__vecchia";
+    let lists_it = |comune: &Comune| {
+        let status = comune.status.clone().unwrap_or_default();
+        let counted = status.summary.unwrap_or_default().orphans as usize == status.orphans.len();
+        counted && status.orphans.iter().any(|known| known.kind == "Database" && known.name == orphan)
+    };
+    data_centre.comune_where(name, "told of the orphan", lists_it).await?;
+    let listed = item(&data_centre, "Database", orphan, true).await?.context("an item")?;
+    assert_eq!((listed.comune.as_str(), listed.istat.as_deref()), (name, Some("903011")));
+
+    // The Comune goes: so does its status, and the list of the data centre knows it all.
+    delete(&data_centre, name).await?;
+    is_gone(&data_centre, name).await?;
+    is_orphaned(&data_centre, namespace_name).await?;
+    let dati = "pg-venis-1/vit_torna__dati";
+    for (kind, what) in [("Namespace", namespace_name), ("Database", dati), ("Database", orphan)] {
+        let listed = item(&data_centre, kind, what, true).await?.context("an item")?;
+        assert_eq!((listed.comune.as_str(), listed.istat.as_deref()), (name, Some("903011")));
+        assert!(listed.since.parse::<Timestamp>().is_ok(), "{listed:?}");
+    }
+
+    // The same administration under another name gets nothing of it, and is told.
+    data_centre.apply("vit-altronome", spec("Torna", 903_011, json!([]))).await?;
+    let renamed = data_centre.ready("vit-altronome").await?;
+    let (_, _, message) = condition(&renamed, reasons::ADMITTED).context("a condition")?;
+    assert!(message.contains(namespace_name) && message.contains("`vit-torna` again"), "{message}");
+    data_centre.tidy_up("vit-altronome").await?;
+    is_gone(&data_centre, "vit-altronome").await?;
+
+    // Applied again under its own name, it goes on where it was.
+    data_centre.apply(name, one).await?;
+    let again = data_centre.ready(name).await?;
+    assert_ne!(again.uid(), first.uid());
+    assert_eq!(again.status.clone().unwrap_or_default().seniority, first_seniority);
+    let taken_back = namespace(&data_centre, namespace_name).await?.context("a namespace")?;
+    assert_eq!(taken_back.uid(), live.uid());
+    assert!(!taken_back.labels().contains_key(keys::ORPHANED));
+    assert_eq!(credentials.login(None).await?.value("select a from t").await?, "resta");
+    item(&data_centre, "Namespace", namespace_name, false).await?;
+    item(&data_centre, "Database", dati, false).await?;
+    // What its new status cannot remember, the server does.
+    data_centre.comune_where(name, "told of the orphan again", lists_it).await?;
+    // Declared again it is an orphan no more.
+    let both = json!([database("dati", "Retain"), database("vecchia", "Retain")]);
+    data_centre.apply(name, spec("Torna", 903_011, both)).await?;
+    let comune = data_centre.ready(name).await?;
+    assert!(!lists_it(&comune), "{:?}", comune.status);
+    item(&data_centre, "Database", orphan, false).await?;
+    data_centre.tidy_up(name).await
 }

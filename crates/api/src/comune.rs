@@ -44,7 +44,8 @@ use crate::{
     printcolumn(name = "ISTAT", type_ = "string", json_path = ".spec.entity.istat", priority = 1),
     printcolumn(name = "POPULATION", type_ = "integer", json_path = ".spec.entity.population", priority = 1),
     printcolumn(name = "TIER", type_ = "string", json_path = ".status.tier", priority = 1),
-    printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory", priority = 1)
+    printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory", priority = 1),
+    printcolumn(name = "ORPHANS", type_ = "integer", json_path = ".status.summary.orphans", priority = 1)
 )]
 #[x_kube(
     validation = Rule::new("!(has(self.tier) && has(self.quota))")

@@ -83,6 +83,9 @@ pub struct Summary {
     pub cpu: String,
     /// Memory requested / limit.
     pub memory: String,
+    /// What is kept although the manifest does not ask for it any more.
+    #[serde(default)]
+    pub orphans: u32,
 }
 
 /// A namespace that the operator made.

@@ -32,8 +32,8 @@ pub use departure::{
 };
 pub use kind::{Kind, Wave};
 pub use plan::{
-    Action, ChildSeen, ChildState, Clash, DatabaseSeen, NamespaceSeen, Observed, Plan, PodsSeen, Wait, plan,
-    plan_abandoned,
+    Action, ChildSeen, ChildState, Clash, DatabaseSeen, NamespaceSeen, Observed, Plan, PodsSeen, Survey,
+    Wait, plan, plan_abandoned,
 };
 pub use register::{Claim, Register};
 pub use report::{Failure, report, without_volatile};

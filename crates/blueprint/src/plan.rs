@@ -89,6 +89,15 @@ pub enum DatabaseSeen {
     },
 }
 
+/// What a database server holds that carries the mark of one Comune.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// When it was looked at.
+    pub at: Timestamp,
+    /// Names on the server, each with the name in the manifest.
+    pub databases: BTreeMap<String, String>,
+}
+
 /// What is seen of one Comune and its children.
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -104,6 +113,10 @@ pub struct Observed {
     pub databases: BTreeMap<String, DatabaseSeen>,
     /// Unique ids of the namespaces that are on record as its own: they stay its own whatever labels they carry.
     pub own_namespaces: BTreeSet<String>,
+    /// What was last found of its on each database server.
+    pub surveys: BTreeMap<String, Survey>,
+    /// Namespaces of a Comune of another name that is gone and had the same ISTAT code: by namespace, that name.
+    pub left_by_namesakes: BTreeMap<String, String>,
 }
 
 /// One call to the API server.

@@ -18,7 +18,8 @@ mod secret;
 
 pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, Outcome, OwnerTag, Provisioned, Removed, Secured, Server, Timeouts, TlsMode,
+    Binding, Desired, Engine, Marked, Outcome, OwnerTag, Provisioned, Removed, Secured, Server, Timeouts,
+    TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;
@@ -78,5 +79,15 @@ pub async fn drop_database_while(
 ) -> Result<Removed, Problem> {
     match server.engine {
         Engine::Postgresql => postgresql::remove(server, desired, &go_on).await,
+    }
+}
+
+/// All databases of a server that carry the mark of some municipality, whether it still exists or not. Writes nothing.
+///
+/// # Errors
+/// See [`Problem`].
+pub async fn marked_databases(server: &Server) -> Result<Vec<Marked>, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::marked_databases(server).await,
     }
 }

@@ -168,6 +168,19 @@ pub struct Removed {
     pub changed: Vec<String>,
 }
 
+/// A database of a server that carries the mark of some municipality.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    /// Its name on the server.
+    pub on_server: String,
+    /// The municipality's name.
+    pub comune: String,
+    /// The database's name within the municipality.
+    pub database: String,
+    /// ISTAT code of the municipality, if it has one.
+    pub istat: Option<String>,
+}
+
 /// What [`crate::secure_server`] did and saw.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Secured {

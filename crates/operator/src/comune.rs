@@ -108,6 +108,14 @@ fn look(context: &Context, comune: &Comune) -> Sight {
     let mut index = context.index();
     let mut observed = of_index(&index, comune);
     observed.databases = world.databases_seen(comune);
+    observed.surveys = world.surveys_of(comune);
+    if let Some(istat) = &comune.spec.entity.istat {
+        let left = index.namespaces_made().filter(|(_, owner, seen)| {
+            *owner != name && seen.labels.get(keys::ISTAT) == Some(istat) && !world.comune_exists(owner)
+        });
+        observed.left_by_namesakes =
+            left.map(|(namespace, owner, _)| (namespace.to_owned(), owner.to_owned())).collect();
+    }
     for database in verdict.valid.iter().flat_map(|valid| &valid.databases) {
         // What was found before an edit says nothing of what is declared now.
         if databases::is_outdated(&world, comune, database)

@@ -14,6 +14,7 @@ mod departure;
 mod events;
 mod manifests;
 mod metrics;
+mod purge;
 mod queue;
 mod removals;
 mod run;

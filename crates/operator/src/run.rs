@@ -214,6 +214,7 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
             touched.iter().for_each(|name| context.comuni.add(name));
             let claimants = context.world().claimants_of_namespace(&namespace);
             claimants.iter().for_each(|name| context.comuni.add(name));
+            tell_catalogue(context);
         }
     }
 }

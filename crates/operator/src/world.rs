@@ -3,11 +3,12 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conme_api::{Comune, DataCenter, DatabaseServer, ServiceTemplate};
-use conme_blueprint::{Claim, DatabaseSeen, NamespaceSeen, Register, Told, grace_left};
+use conme_blueprint::{Claim, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left};
+use conme_databases::Marked;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
 
@@ -27,6 +28,10 @@ pub struct World {
     pub databases: HashMap<(String, String), DatabaseState>,
     /// Databases that are dropped, by Comune and name in the manifest.
     pub removals: HashMap<(String, String), Removal>,
+    /// What each database server was last found to hold.
+    surveys: BTreeMap<String, (Timestamp, Vec<Marked>)>,
+    /// When the database servers were last looked through; None: they have to be now.
+    pub surveyed: Option<Instant>,
     /// Comuni for which nothing is built any more: what they have is being deleted.
     leaving: BTreeSet<String>,
     graces: HashMap<String, Grace>,
@@ -55,6 +60,8 @@ impl World {
             register: Register::default(),
             databases: HashMap::new(),
             removals: HashMap::new(),
+            surveys: BTreeMap::new(),
+            surveyed: None,
             leaving: BTreeSet::new(),
             graces: HashMap::new(),
             admissions: HashMap::new(),
@@ -101,6 +108,8 @@ impl World {
         self.stays(name);
         self.graces.remove(name);
         self.admissions.remove(name);
+        // What it has left on the servers is told soon.
+        self.surveyed = None;
         let mut touched = self.register.waiting_for_room().into_iter().collect::<BTreeSet<_>>();
         touched.extend(self.register.remove(name));
         touched.insert(name.to_owned());
@@ -194,6 +203,40 @@ impl World {
     /// changed by what it remembers.
     pub fn note_namespace(&mut self, name: &str, seen: Option<&NamespaceSeen>) -> BTreeSet<String> {
         self.register.note_namespace(name, seen)
+    }
+
+    /// Takes note of what a database server holds. Returns the Comuni that it is news for.
+    pub fn note_survey(&mut self, server: &str, at: Timestamp, found: Vec<Marked>) -> BTreeSet<String> {
+        let before = self.surveys.insert(server.to_owned(), (at, found.clone()));
+        let before = before.map(|(_, databases)| databases).unwrap_or_default();
+        let news = found.iter().filter(|marked| !before.contains(marked));
+        let gone = before.iter().filter(|marked| !found.contains(marked));
+        news.chain(gone).map(|marked| marked.comune.clone()).collect()
+    }
+
+    /// What each database server was last found to hold, with the time.
+    pub fn surveys(&self) -> &BTreeMap<String, (Timestamp, Vec<Marked>)> {
+        &self.surveys
+    }
+
+    /// What each database server was last found to hold of one Comune.
+    pub fn surveys_of(&self, comune: &Comune) -> BTreeMap<String, Survey> {
+        let name = comune.name_any();
+        let istat = &comune.spec.entity.istat;
+        let of = |found: &[Marked]| {
+            let own = found.iter().filter(|marked| marked.comune == name && marked.istat == *istat);
+            own.map(|marked| (marked.on_server.clone(), marked.database.clone())).collect()
+        };
+        let surveys = self.surveys.iter();
+        surveys
+            .map(|(server, (at, found))| (server.clone(), Survey { at: *at, databases: of(found) }))
+            .collect()
+    }
+
+    /// The database servers of the DataCenter in service.
+    pub fn database_servers(&self) -> Vec<DatabaseServer> {
+        let in_service = self.data_centers.get(&self.serves);
+        in_service.map(|in_service| in_service.spec.database_servers.clone()).unwrap_or_default()
     }
 
     /// A database server of the DataCenter in service.

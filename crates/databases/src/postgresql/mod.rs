@@ -10,6 +10,7 @@ mod plan;
 mod removal;
 mod secure;
 mod step;
+mod survey;
 mod tag;
 #[cfg(test)]
 mod tests;
@@ -29,6 +30,7 @@ pub(crate) use removal::remove;
 pub use removal::{Removal, plan_removal};
 pub(crate) use secure::secure_server;
 pub use step::{Object, Place, Step};
+pub(crate) use survey::marked_databases;
 
 use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server};
 use connect::Refusal;

@@ -55,6 +55,11 @@ pub(super) fn is_managed(comment: Option<&str>) -> bool {
     parse(comment).is_some()
 }
 
+/// Comune, database and ISTAT code that a comment of this system speaks of.
+pub(super) fn owner(comment: Option<&str>) -> Option<(String, String, Option<String>)> {
+    parse(comment).map(|tag| (tag.comune, tag.database, tag.istat))
+}
+
 /// Who the object with this comment belongs to, seen from `desired`.
 pub(super) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
     let Some(tag) = parse(found) else {
