@@ -124,6 +124,7 @@ async fn rule_1_deletion_acts_only_on_a_persons_word_and_after_the_grace_period(
     retain_keeps_everything_and_delete_needs_its_finalizer(&data_centre).await?;
     nothing_is_deleted_without_the_word_for_this_very_object(&data_centre, &admin).await?;
     the_grace_period_can_be_broken_off_and_survives_a_restart(&data_centre, &admin).await?;
+    a_database_that_is_not_its_own_holds_up_the_end(&data_centre, &admin).await?;
     a_pause_holds_databases_too_and_nothing_is_forgotten_after_it(&data_centre, &admin).await?;
     a_definition_that_is_deleted_is_nobodys_word(&data_centre, &admin).await?;
     an_uninstalled_chart_takes_nothing_with_it(&data_centre).await
@@ -271,6 +272,44 @@ async fn the_grace_period_can_be_broken_off_and_survives_a_restart(
     is_gone(data_centre, name).await?;
     is_orphaned(data_centre, "vit-ripensa-produzione").await?;
     assert!(on_server(admin, name).await?.starts_with("vit_ripensa__dati "));
+    Ok(())
+}
+
+async fn a_database_that_is_not_its_own_holds_up_the_end(
+    data_centre: &DataCentre,
+    admin: &Login,
+) -> Result<()> {
+    let name = "vit-meta";
+    let databases = json!([database("via", "Delete"), database("altrui", "Delete")]);
+    data_centre
+        .apply(name, with(spec("Meta", 903_009, databases), "deletionPolicy", json!("Delete")))
+        .await?;
+    data_centre.ready(name).await?;
+    admin.run("comment on database vit_meta__altrui is 'now of somebody else'").await?;
+    delete(data_centre, name).await?;
+    let (_, message) = deleting(data_centre, name, reasons::CONFIRMATION_MISSING).await?;
+    say_as_told(data_centre, &message, ANNOTATE).await?;
+    let (_, message) = deleting(data_centre, name, reasons::DATABASE_FAILED).await?;
+    assert!(message.contains("now of somebody else") && message.contains("Nothing was dropped"), "{message}");
+    eventually("the other one is dropped", || async {
+        Ok(!on_server(admin, name).await?.contains("vit_meta__via"))
+    })
+    .await?;
+    let live = namespace(data_centre, "vit-meta-produzione").await?.context("a namespace")?;
+    assert!(live.metadata.deletion_timestamp.is_none(), "databases come first");
+
+    // The word is taken back half way: what is gone is told, and never made anew.
+    annotate(data_centre, name, keys::CONFIRM_DELETE, Value::Null).await?;
+    data_centre
+        .comune_where(name, "told of the missing data", |comune| {
+            condition(comune, reasons::DATABASES_READY).is_some_and(|told| told.1 == reasons::DATA_MISSING)
+        })
+        .await?;
+    assert!(!on_server(admin, name).await?.contains("vit_meta__via"));
+    set(data_centre, name, json!({"deletionPolicy": "Retain"})).await?;
+    is_gone(data_centre, name).await?;
+    is_orphaned(data_centre, "vit-meta-produzione").await?;
+    assert!(on_server(admin, name).await?.starts_with("vit_meta__altrui "));
     Ok(())
 }
 

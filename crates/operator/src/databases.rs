@@ -39,6 +39,13 @@ pub struct DatabaseState {
     former_uids: Vec<String>,
 }
 
+impl DatabaseState {
+    /// Has it looked at as soon as it is asked for again, as after a pause, also when nothing new is declared.
+    pub fn look_again(&mut self) {
+        self.task = None;
+    }
+}
+
 /// What has to be brought about.
 #[derive(Clone, Debug, PartialEq)]
 struct Task {
@@ -175,8 +182,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
         };
         match world.databases.get_mut(&id) {
             Some(state) if comune.spec.paused => {
-                // So that it is looked at again as soon as the pause is over.
-                state.task = None;
+                state.look_again();
                 return Ok(());
             }
             Some(state) => (state.task.clone(), state.password.clone()),

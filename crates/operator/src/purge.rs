@@ -105,3 +105,84 @@ pub async fn survey(context: &Context) -> Duration {
     }
     context.recheck
 }
+
+#[cfg(test)]
+mod tests {
+    use conme_api::Comune;
+    use conme_blueprint::Kind;
+    use conme_databases::Marked;
+    use serde_json::json;
+
+    use super::*;
+
+    fn comune(name: &str) -> Comune {
+        serde_json::from_value(json!({
+            "apiVersion": "conme.venis.it/v1alpha1", "kind": "Comune",
+            "metadata": {"name": name, "uid": name, "resourceVersion": "5"},
+            "spec": {"entity": {"kind": "Comune", "displayName": name, "istat": "027012"}},
+            "status": {"orphans": [
+                {"kind": "Database", "name": "pg/vive__vecchio", "since": "2026-01-02T00:00:00Z"},
+            ]},
+        }))
+        .unwrap()
+    }
+
+    fn marked(comune: &str, database: &str) -> Marked {
+        Marked {
+            on_server: format!("{comune}__{database}"),
+            comune: comune.to_owned(),
+            database: database.to_owned(),
+            istat: None,
+        }
+    }
+
+    fn names(list: &PurgeList) -> Vec<&str> {
+        list.items.iter().map(|item| item.name.as_str()).collect()
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn what_living_and_removed_comuni_have_left_is_listed_with_its_first_date() {
+        let (mut world, mut index) = (World::new("venis"), Index::default());
+        world.put_comune(comune("vive"));
+        for (owner, annotations) in
+            [("vive", json!({})), ("andato", json!({keys::ORPHANED_AT: "2026-01-01T00:00:00Z"}))]
+        {
+            let labels = json!({keys::MANAGED_BY: keys::MANAGER, keys::COMUNE: owner, keys::ISTAT: "027099"});
+            index.seen(
+                Kind::Namespace,
+                json!({"metadata": {"name": format!("{owner}-produzione"), "uid": owner, "resourceVersion": "5",
+                    "labels": labels, "annotations": annotations}}),
+            );
+        }
+        let found = vec![marked("andato", "atti"), marked("vive", "vecchio"), marked("vive", "nuovo")];
+        world.note_survey("pg", at("2026-03-01T00:00:00Z"), found);
+        let first = list(&world, &index, None, at("2026-03-02T00:00:00.7Z"));
+        assert_eq!(names(&first), ["andato-produzione", "pg/vive__vecchio", "pg/andato__atti"]);
+        assert_eq!(first.count, 3);
+        assert_eq!(first.items[0].istat.as_deref(), Some("027099"));
+        assert_eq!(first.items[2].since, "2026-03-02T00:00:00Z");
+        // The date stays, and nothing is written anew.
+        assert_eq!(list(&world, &index, Some(&first), at("2026-04-02T00:00:00Z")), first);
+
+        // After a restart, with a server that is down, the list stays as it was; once it answers, it decides.
+        let mut restarted = World::new("venis");
+        restarted.put_comune(comune("vive"));
+        assert_eq!(list(&restarted, &index, Some(&first), at("2026-04-02T00:00:00Z")), first);
+        restarted.note_survey("pg", at("2026-04-02T00:00:00Z"), Vec::new());
+        let after = list(&restarted, &index, Some(&first), at("2026-04-02T00:00:00Z"));
+        assert_eq!(names(&after), ["andato-produzione", "pg/vive__vecchio"]);
+    }
+
+    #[test]
+    fn the_list_is_bounded_and_the_count_is_not() {
+        let (mut world, index) = (World::new("venis"), Index::default());
+        let found = (0..250).map(|number| marked("andato", &number.to_string())).collect();
+        world.note_survey("pg", at("2026-03-01T00:00:00Z"), found);
+        let all = list(&world, &index, None, at("2026-03-02T00:00:00Z"));
+        assert_eq!((all.items.len(), all.count), (MOST, 250));
+    }
+}

@@ -124,6 +124,10 @@ pub async fn reconcile(context: &Context, id: &(String, String)) -> Option<anyho
         if let Some(removal) = world.removals.get_mut(id).filter(|removal| removal.uid == uid) {
             removal.progress = progress;
         }
+        // Should the word be taken back now, it is told at once that the data is missing.
+        if let Some(state) = world.databases.get_mut(id) {
+            state.look_again();
+        }
         world.comune(&id.0)
     };
     context.comuni.add(&id.0);
