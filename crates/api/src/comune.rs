@@ -44,7 +44,8 @@ use crate::{
     printcolumn(name = "ISTAT", type_ = "string", json_path = ".spec.entity.istat", priority = 1),
     printcolumn(name = "POPULATION", type_ = "integer", json_path = ".spec.entity.population", priority = 1),
     printcolumn(name = "TIER", type_ = "string", json_path = ".status.tier", priority = 1),
-    printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory", priority = 1)
+    printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory", priority = 1),
+    printcolumn(name = "ORPHANS", type_ = "integer", json_path = ".status.summary.orphans", priority = 1)
 )]
 #[x_kube(
     validation = Rule::new("!(has(self.tier) && has(self.quota))")
@@ -147,6 +148,16 @@ pub enum EntityKind {
     Unione,
     /// The metropolitan city.
     CittaMetropolitana,
+}
+
+impl std::fmt::Display for EntityKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Comune => "Comune",
+            Self::Unione => "Unione",
+            Self::CittaMetropolitana => "CittaMetropolitana",
+        })
+    }
 }
 
 /// Who the administration is.

@@ -48,6 +48,23 @@ pub struct ComuneStatus {
     /// What no manifest asks for any more and is kept because it may hold data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<Orphan>,
+    /// Set while it is being deleted and deletionPolicy is Delete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<DeletionStatus>,
+}
+
+/// How far the deletion of a Comune is.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletionStatus {
+    /// When it was deleted by somebody (RFC 3339).
+    pub requested_at: String,
+    /// When the operator first saw the confirmation (RFC 3339). Absent: it is missing or was taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_at: Option<String>,
+    /// Nothing is deleted before this time (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_after: Option<String>,
 }
 
 /// Figures for the columns of `kubectl get`.
@@ -66,6 +83,9 @@ pub struct Summary {
     pub cpu: String,
     /// Memory requested / limit.
     pub memory: String,
+    /// What is kept although the manifest does not ask for it any more.
+    #[serde(default)]
+    pub orphans: u32,
 }
 
 /// A namespace that the operator made.

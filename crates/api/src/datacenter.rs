@@ -33,7 +33,8 @@ use crate::{
     printcolumn(name = "CPU", type_ = "string", json_path = ".status.summary.cpu"),
     printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory"),
     printcolumn(name = "STORAGE", type_ = "string", json_path = ".status.summary.storage"),
-    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "ORPHANS", type_ = "integer", json_path = ".status.purge.count", priority = 1)
 )]
 #[x_kube(validation = Rule::new("self.pools.exists(p, p.hosts > self.reserve.hosts)")
     .message("the reserve is as large as every pool: nothing would be left to give").field_path(".reserve.hosts"))]
@@ -343,6 +344,38 @@ pub struct DataCenterStatus {
     /// What can still be promised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<Amounts>,
+    /// What is kept although no manifest asks for it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purge: Option<PurgeList>,
+}
+
+/// What is kept although no manifest asks for it any more: to be looked through by the SAD. Nothing on it is ever deleted
+/// by the operator.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PurgeList {
+    /// How much there is in all.
+    pub count: u32,
+    /// The oldest of it, at most 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<PurgeItem>,
+}
+
+/// Something that is kept although no manifest asks for it any more.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PurgeItem {
+    /// What it is: Namespace, Database, PersistentVolumeClaim.
+    pub kind: String,
+    /// Its name; for a database server/database, for a volume claim namespace/claim.
+    pub name: String,
+    /// Name of the Comune that it belonged to.
+    pub comune: String,
+    /// ISTAT code of the administration, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub istat: Option<String>,
+    /// Since when (RFC 3339).
+    pub since: String,
 }
 
 /// Amounts of the three resources that are promised.

@@ -32,6 +32,25 @@ pub const ADOPT: &str = "conme.venis.it/adopt";
 /// database and the time at which the lost one was provisioned, `protocollo@2026-11-22T09:31:42Z`, so that it never
 /// speaks of a later loss; several are separated by commas.
 pub const CONFIRM_RECREATE: &str = "conme.venis.it/confirm-recreate";
+/// Label on namespaces of a Comune that is cordoned: its people may not write there.
+pub const CORDONED: &str = "conme.venis.it/cordoned";
+/// Label on namespaces of a Comune that is protected: they may not be deleted.
+pub const PROTECTED: &str = "conme.venis.it/protected";
+/// Annotation on namespaces: when their Comune was first admitted (RFC 3339). By it a Comune that is applied again
+/// keeps its place among the others.
+pub const ADMITTED_AT: &str = "conme.venis.it/admitted-at";
+/// Annotation on namespaces: unique id of the Comune that they belong to; after it those that it had before it
+/// was applied again, separated by commas, the latest first.
+pub const COMUNE_UID: &str = "conme.venis.it/comune-uid";
+/// Annotation on namespaces: kind of the administration, such as `Unione`.
+pub const ENTITY_KIND: &str = "conme.venis.it/entity-kind";
+/// Annotation on namespaces: official name of the administration.
+pub const DISPLAY_NAME: &str = "conme.venis.it/display-name";
+/// Finalizer of a Comune whose `deletionPolicy` is `Delete`, and of no other.
+pub const DELETION: &str = "conme.venis.it/deletion";
+/// Annotation set by the SAD on a Comune that is being deleted: its namespaces and databases may be deleted. Its value
+/// names exactly this object, `<name>/<uid>`, so that it never speaks of one that is applied later.
+pub const CONFIRM_DELETE: &str = "conme.venis.it/confirm-delete";
 
 /// The common label that says which tool manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

@@ -58,7 +58,8 @@ pub fn report(
 
     let mut status =
         ComuneStatus { observed_generation: comune.metadata.generation, ..ComuneStatus::default() };
-    status.seniority = previous.seniority.clone().or_else(|| valid.map(|_| rfc3339(now)));
+    let admitted_at = valid.and_then(|valid| valid.admitted_at.clone());
+    status.seniority = previous.seniority.clone().or(admitted_at).or_else(|| valid.map(|_| rfc3339(now)));
     status.tier = valid.map(|valid| valid.tier.clone()).or_else(|| previous.tier.clone());
     status.namespaces = match valid {
         Some(valid) => namespaces(valid, plan, observed),
@@ -152,11 +153,14 @@ fn ready(
     }
     let over = status.quota.as_ref().map(|quota| quota.over_limit.join(", ")).unwrap_or_default();
     let generation = comune.metadata.generation.unwrap_or(0);
+    let cordoned =
+        if comune.spec.cordoned { "; cordoned: the administration's people cannot write" } else { "" };
     if over.is_empty() {
-        (true, reasons::AS_DECLARED, format!("everything is as declared at generation {generation}"))
+        let message = format!("everything is as declared at generation {generation}{cordoned}");
+        (true, reasons::AS_DECLARED, message)
     } else {
         let message = format!(
-            "everything is as declared at generation {generation}; more is in use than the quota allows ({over}): what \
+            "everything is as declared at generation {generation}{cordoned}; more is in use than the quota allows ({over}): what \
              runs goes on, nothing new is admitted"
         );
         (true, reasons::OVER_LIMIT, message)
@@ -176,8 +180,21 @@ fn admitted(facts: &Verdicts<'_>) -> Finding {
                 "the old quota stays in force: the data centre would lose its reserve by the new one, {missing} missing; it is granted by itself when there is room"
             ),
         ),
-        None => (true, reasons::AS_DECLARED, "the data centre has room for it".into()),
+        None => (true, reasons::AS_DECLARED, format!("the data centre has room for it{}", namesakes(facts))),
     }
+}
+
+/// A Comune that was renamed: what it had under its old name is not handed over by itself.
+fn namesakes(facts: &Verdicts<'_>) -> String {
+    let left = &facts.observed.left_by_namesakes;
+    let Some(former) = left.values().next() else { return String::new() };
+    let namespaces: Vec<&str> = left.keys().map(String::as_str).collect();
+    format!(
+        "; the same ISTAT code is on namespaces that the removed Comune `{former}` has left: {}. Their data is kept and is \
+         not moved here: apply the Comune under the name `{former}` again to go on with them, or delete them when they are \
+         not needed any more",
+        namespaces.join(", ")
+    )
 }
 
 fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Finding {
@@ -334,7 +351,7 @@ fn servers_migrated(status: &ComuneStatus) -> Finding {
     }
 }
 
-fn condition(
+pub(crate) fn condition(
     type_: &str,
     (is_true, reason, message): &Finding,
     comune: &Comune,
@@ -580,10 +597,32 @@ fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: 
             _ => None,
         })
         .collect();
-    let gone_before =
-        previous.orphans.iter().filter(|orphan| orphan.kind == "Database").map(|orphan| orphan.name.clone());
+    // One that was dropped by hand since is no orphan any more.
+    let is_still_there = |orphan: &&Orphan| {
+        let Some((server, on_server)) = orphan.name.split_once('/') else { return true };
+        facts.observed.surveys.get(server).is_none_or(|survey| {
+            survey.databases.contains_key(on_server)
+                || orphan.since.parse::<Timestamp>().is_ok_and(|since| survey.at <= since)
+        })
+    };
+    let gone_before = previous
+        .orphans
+        .iter()
+        .filter(|orphan| orphan.kind == "Database")
+        .filter(is_still_there)
+        .map(|orphan| orphan.name.clone());
+    // What no status remembers, as that of a Comune that was applied again, the server does.
+    let found = facts.observed.surveys.iter().flat_map(|(server, survey)| {
+        let is_declared = |name: &String| {
+            comune.spec.databases.iter().any(|declared| {
+                declared.name == *name && declared.placement == conme_api::Placement::Shared(server.clone())
+            })
+        };
+        let undeclared = survey.databases.iter().filter(move |(_, name)| !is_declared(name));
+        undeclared.map(move |(on_server, _)| format!("{server}/{on_server}"))
+    });
     let databases: BTreeSet<String> =
-        gone_now.chain(gone_before).filter(|name| !in_use.contains(name)).collect();
+        gone_now.chain(gone_before).chain(found).filter(|name| !in_use.contains(name)).collect();
     for name in databases {
         let since = since_when("Database", &name);
         orphans.push(Orphan { kind: "Database".into(), name, since });
@@ -647,6 +686,7 @@ fn summary(comune: &Comune, status: &ComuneStatus, facts: &Verdicts<'_>) -> Summ
         migrated: format!("{done}/{all}"),
         cpu: of_quota("cpu").unwrap_or_default(),
         memory: of_quota("memory").unwrap_or_default(),
+        orphans: status.orphans.len() as u32,
     }
 }
 
@@ -654,6 +694,6 @@ fn seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-fn rfc3339(time: Timestamp) -> String {
+pub(crate) fn rfc3339(time: Timestamp) -> String {
     seconds(time).to_string()
 }

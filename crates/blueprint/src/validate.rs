@@ -64,6 +64,10 @@ pub struct Problem {
 pub struct ValidComune {
     /// Its name.
     pub name: String,
+    /// Unique id of its resource.
+    pub uid: String,
+    /// When it was first admitted (RFC 3339), as far as its status tells.
+    pub admitted_at: Option<String>,
     /// As it stands in the manifest.
     pub spec: ComuneSpec,
     /// Labels that tell who it is, for its namespaces.
@@ -211,6 +215,8 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
     let stopped = problems.0.iter().any(|problem| problem.scope == Scope::Comune);
     let valid = size.filter(|_| !stopped).map(|size| ValidComune {
         identity: identity(spec),
+        uid: comune.metadata.uid.clone().unwrap_or_default(),
+        admitted_at: comune.status.as_ref().and_then(|status| status.seniority.clone()),
         environments: environments(&name, spec, &size.totals),
         tier: size.tier,
         totals: size.totals,

@@ -75,6 +75,8 @@ pub struct OwnerTag {
     pub istat: Option<String>,
     /// The uid of the municipality's resource. It changes when the resource is created anew.
     pub uid: String,
+    /// Uids that its resource had before: what carries one of them is this administration's, too.
+    pub former_uids: Vec<String>,
 }
 
 /// The memory of a database that was provisioned, kept by the caller and handed back on every call.
@@ -157,6 +159,26 @@ pub struct Outcome {
     pub login_proved: bool,
     /// For the application's binding.
     pub binding: Binding,
+}
+
+/// What [`crate::drop_database_while`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// What was dropped, in a few words each; empty when nothing was left.
+    pub changed: Vec<String>,
+}
+
+/// A database of a server that carries the mark of some municipality.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    /// Its name on the server.
+    pub on_server: String,
+    /// The municipality's name.
+    pub comune: String,
+    /// The database's name within the municipality.
+    pub database: String,
+    /// ISTAT code of the municipality, if it has one.
+    pub istat: Option<String>,
 }
 
 /// What [`crate::secure_server`] did and saw.

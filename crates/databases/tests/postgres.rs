@@ -26,7 +26,11 @@ fn desired(comune: &str) -> Desired {
     Desired {
         comune: comune.to_owned(),
         database: "protocollo".to_owned(),
-        tag: OwnerTag { istat: Some("027012".to_owned()), uid: format!("uid-of-{comune}") },
+        tag: OwnerTag {
+            istat: Some("027012".to_owned()),
+            uid: format!("uid-of-{comune}"),
+            former_uids: Vec::new(),
+        },
         extensions: set(&["pg_trgm"]),
         allowed_extensions: set(&["pg_trgm", "cube", "earthdistance", "unaccent", "not_installed_anywhere"]),
         connection_limit: Some(40),
@@ -421,7 +425,7 @@ async fn what_is_not_ours_is_left_alone_until_adopted() {
     // Another comune's is never taken over, also not with `adopt`.
     let other = Desired {
         adopt: true,
-        tag: OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned() },
+        tag: OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned(), former_uids: Vec::new() },
         ..desired("role-only")
     };
     let refused = problem(pg, &other).await;

@@ -5,6 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::Context as _;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+use jiff::SignedDuration;
 use tracing_subscriber::EnvFilter;
 
 use crate::{RunOptions, crds_yaml, resources_markdown, roles_yaml, run};
@@ -84,12 +85,24 @@ struct RunArgs {
     /// Seconds after which databases and their Secrets are looked at again without a cause.
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     recheck_seconds: u64,
+    /// Time between the confirmation of a deletion and the deletion, such as 72h.
+    #[arg(long, env = "CONME_DELETION_GRACE", default_value = "72h", value_parser = grace)]
+    deletion_grace: SignedDuration,
     /// How the log is written.
     #[arg(long, value_enum, default_value = "text")]
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug, or a filter as of tracing-subscriber.
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
+}
+
+/// A duration of a second at least.
+fn grace(text: &str) -> Result<SignedDuration, String> {
+    let grace: SignedDuration = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    if grace < SignedDuration::from_secs(1) {
+        return Err("a deletion waits for a second at least; give a time such as 72h".to_owned());
+    }
+    Ok(grace)
 }
 
 /// Does what the command line of this process says. `version` is that of the program.
@@ -174,6 +187,7 @@ fn start(args: RunArgs, version: &'static str) -> anyhow::Result<()> {
         calls: args.calls.into(),
         database_workers: args.database_workers.into(),
         recheck: Duration::from_secs(args.recheck_seconds),
+        deletion_grace: args.deletion_grace,
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options))
 }

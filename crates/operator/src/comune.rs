@@ -4,9 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use conme_api::{Comune, ComuneStatus, keys, reasons};
 use conme_blueprint::{
-    DatabaseSeen, Failure, Kind, Observed, Plan, Verdict, Wave, names, plan, plan_abandoned, report,
-    without_volatile,
+    DatabaseSeen, Failure, Kind, NamespaceSeen, Observed, Plan, Told, Verdict, Wave, names, plan,
+    plan_abandoned, report, tell_departure, without_volatile,
 };
+use conme_cluster::Index;
 use jiff::Timestamp;
 use kube::{
     Api, Resource, ResourceExt,
@@ -14,7 +15,11 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{context::Context, databases, dedicated};
+use crate::{
+    context::Context,
+    databases, dedicated,
+    departure::{self, Way},
+};
 
 /// A Comune that waits for something outside is looked at again after this time even if no event tells.
 const WAIT: Duration = Duration::from_secs(30);
@@ -42,6 +47,11 @@ pub async fn reconcile(context: &Context, name: &str) -> anyhow::Result<()> {
 
 async fn present(context: &Context, comune: &Arc<Comune>) -> anyhow::Result<()> {
     let name = comune.name_any();
+    let departing = match departure::attend(context, comune).await? {
+        Way::On(told) => told,
+        Way::Out => return Ok(()),
+    };
+    let finalizer = departure::keep_finalizer(context, comune).await;
     let mut failures: Vec<Failure> = Vec::new();
     let mut sight = look(context, comune);
     for _ in 0..ROUNDS {
@@ -63,11 +73,12 @@ async fn present(context: &Context, comune: &Arc<Comune>) -> anyhow::Result<()> 
     if !comune.spec.paused {
         submit_databases(context, comune, &sight);
     }
-    let told = tell(context, comune, &sight, &failures).await;
+    let told = tell(context, comune, &sight, &failures, departing.as_ref()).await;
     if !sight.plan.waits.is_empty() {
         context.comuni.add_after(&name, WAIT);
     }
     told?;
+    finalizer?;
     if let Some(first) = failures.first() {
         anyhow::bail!(
             "{} of its objects could not be written; {}: {}",
@@ -88,17 +99,23 @@ struct Sight {
 
 fn look(context: &Context, comune: &Comune) -> Sight {
     let name = comune.name_any();
-    let wanted: Vec<String> = comune
-        .spec
-        .environments
-        .iter()
-        .map(|environment| names::namespace(&name, &environment.name))
-        .collect();
+    let now = Timestamp::now();
     let mut world = context.world();
-    let verdict = world.validate(comune, (&context.namespace, &context.service_account));
+    let mut verdict = world.validate(comune, (&context.namespace, &context.service_account));
+    if let Some(valid) = &mut verdict.valid {
+        valid.admitted_at = Some(world.admitted_at(comune, now));
+    }
     let mut index = context.index();
-    let mut observed = index.observe(&name, &wanted);
+    let mut observed = of_index(&index, comune);
     observed.databases = world.databases_seen(comune);
+    observed.surveys = world.surveys_of(comune);
+    if let Some(istat) = &comune.spec.entity.istat {
+        let left = index.namespaces_made().filter(|(_, owner, seen)| {
+            *owner != name && seen.labels.get(keys::ISTAT) == Some(istat) && !world.comune_exists(owner)
+        });
+        observed.left_by_namesakes =
+            left.map(|(namespace, owner, _)| (namespace.to_owned(), owner.to_owned())).collect();
+    }
     for database in verdict.valid.iter().flat_map(|valid| &valid.databases) {
         // What was found before an edit says nothing of what is declared now.
         if databases::is_outdated(&world, comune, database)
@@ -107,22 +124,61 @@ fn look(context: &Context, comune: &Comune) -> Sight {
             observed.databases.remove(&database.spec.name);
         }
     }
-    let on_record = comune.status.iter().flat_map(|status| &status.namespaces);
-    observed.own_namespaces = on_record.map(|namespace| namespace.uid.clone()).collect();
     let plan = match &verdict.valid {
-        Some(valid) => plan(valid, &observed, Timestamp::now()),
+        Some(valid) => plan(valid, &observed, now),
         None => Plan::default(),
     };
     index.confirm(&name, &plan.confirmed);
     Sight { verdict, observed, plan }
 }
 
+/// What the caches show of a Comune and its children, without its databases.
+pub fn observed(context: &Context, comune: &Comune) -> Observed {
+    of_index(&context.index(), comune)
+}
+
+fn of_index(index: &Index, comune: &Comune) -> Observed {
+    let name = comune.name_any();
+    let wanted: Vec<String> = comune
+        .spec
+        .environments
+        .iter()
+        .map(|environment| names::namespace(&name, &environment.name))
+        .collect();
+    let mut observed = index.observe(&name, &wanted);
+    let on_record = comune.status.iter().flat_map(|status| &status.namespaces);
+    observed.own_namespaces = on_record.map(|namespace| namespace.uid.clone()).collect();
+    observed
+}
+
+/// Unique ids that a Comune had before it was applied again, as its namespaces tell.
+pub fn former_uids_of_all(context: &Context, comune: &Comune) -> Vec<String> {
+    let observed = observed(context, comune);
+    let own = observed.children.keys().filter(|at| at.kind == Kind::Namespace);
+    let mut uids: Vec<String> = own
+        .filter_map(|at| observed.namespaces.get(&at.name))
+        .flat_map(|seen| former_uids(comune, seen))
+        .collect();
+    uids.sort_unstable();
+    uids.dedup();
+    uids
+}
+
+/// An administration with an ISTAT code is known by that.
+fn former_uids(comune: &Comune, seen: &NamespaceSeen) -> Vec<String> {
+    let uids = seen.annotations.get(keys::COMUNE_UID).filter(|_| comune.spec.entity.istat.is_none());
+    let uids = uids.into_iter().flat_map(|uids| uids.split(','));
+    uids.filter(|uid| !uid.is_empty() && Some(*uid) != comune.metadata.uid.as_deref())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Databases are provisioned once their namespace stands and is guarded: their Secret goes there.
 fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
     let Some(valid) = &sight.verdict.valid else { return };
     for database in &valid.databases {
-        if let Some(uid) = guarded_home(sight, &database.namespace) {
-            databases::submit(context, comune, database, uid);
+        if let Some(home) = guarded_home(sight, &database.namespace) {
+            databases::submit(context, comune, database, &home.uid, former_uids(comune, home));
         }
     }
     for database in &valid.dedicated {
@@ -132,8 +188,8 @@ fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
     }
 }
 
-/// Unique id of a namespace that stands, is guarded and belongs to nobody else.
-fn guarded_home<'a>(sight: &'a Sight, namespace: &str) -> Option<&'a str> {
+/// A namespace that stands, is guarded and belongs to nobody else.
+fn guarded_home<'a>(sight: &'a Sight, namespace: &str) -> Option<&'a NamespaceSeen> {
     let stands = sight.observed.children.keys().any(|at| at.kind == Kind::Namespace && at.name == namespace);
     let unguarded = [Wave::Namespaces, Wave::Guards]
         .iter()
@@ -141,13 +197,22 @@ fn guarded_home<'a>(sight: &'a Sight, namespace: &str) -> Option<&'a str> {
         .flatten()
         .any(|action| action.at().home() == namespace);
     let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == namespace);
-    let uid = sight.observed.namespaces.get(namespace).map_or("", |seen| seen.uid.as_str());
-    (stands && !unguarded && !clashes).then_some(uid)
+    sight.observed.namespaces.get(namespace).filter(|_| stands && !unguarded && !clashes)
 }
 
-async fn tell(context: &Context, comune: &Comune, sight: &Sight, failures: &[Failure]) -> anyhow::Result<()> {
+async fn tell(
+    context: &Context,
+    comune: &Comune,
+    sight: &Sight,
+    failures: &[Failure],
+    departing: Option<&Told>,
+) -> anyhow::Result<()> {
     let name = comune.name_any();
-    let status = report(comune, &sight.verdict, &sight.plan, failures, &sight.observed, Timestamp::now());
+    let now = Timestamp::now();
+    let mut status = report(comune, &sight.verdict, &sight.plan, failures, &sight.observed, now);
+    if let Some(told) = departing {
+        tell_departure(&mut status, comune, told, now);
+    }
     let previous = comune.status.clone().unwrap_or_default();
     if status == previous {
         return Ok(());
@@ -156,6 +221,19 @@ async fn tell(context: &Context, comune: &Comune, sight: &Sight, failures: &[Fai
         && let Err(wait) = context.may_tell(&name)
     {
         context.comuni.add_after(&name, wait);
+        return Ok(());
+    }
+    write_status(context, comune, &status).await
+}
+
+/// Writes the status of a Comune, unless it is the one that it has.
+///
+/// # Errors
+/// When the API server refuses it.
+pub async fn write_status(context: &Context, comune: &Comune, status: &ComuneStatus) -> anyhow::Result<()> {
+    let name = comune.name_any();
+    let previous = comune.status.clone().unwrap_or_default();
+    if *status == previous {
         return Ok(());
     }
     let api: Api<Comune> = Api::all(context.client.clone());
@@ -170,7 +248,7 @@ async fn tell(context: &Context, comune: &Comune, sight: &Sight, failures: &[Fai
     match written {
         Ok(written) => {
             context.has_told(&name);
-            announce(context, comune, &previous, &status);
+            announce(context, comune, &previous, status);
             context.world().put_comune(written);
             Ok(())
         }

@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use crate::{context::Context, dedicated, world::World};
+use crate::{context::Context, dedicated, removals, world::World};
 
 /// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -35,6 +35,15 @@ pub struct DatabaseState {
     password: Option<Secret>,
     /// Unique id of the namespace that its Secret was last meant for.
     home: Option<String>,
+    /// Unique ids that its Comune had before it was applied again.
+    former_uids: Vec<String>,
+}
+
+impl DatabaseState {
+    /// Has it looked at as soon as it is asked for again, as after a pause, also when nothing new is declared.
+    pub fn look_again(&mut self) {
+        self.task = None;
+    }
 }
 
 /// What has to be brought about.
@@ -60,14 +69,22 @@ impl Task {
 
 /// Has a database looked at, if its declaration is new or its time has come.
 ///
-/// `namespace_uid` is the unique id of the namespace that its Secret goes to.
-pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, namespace_uid: &str) {
+/// `namespace_uid` is the unique id of the namespace that its Secret goes to, `former_uids` are those that the Comune had
+/// before it was applied again.
+pub fn submit(
+    context: &Context,
+    comune: &Comune,
+    database: &ValidDatabase,
+    namespace_uid: &str,
+    former_uids: Vec<String>,
+) {
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
-    let task = task(comune, &name, database, state.provisioned.clone());
+    state.former_uids = former_uids;
+    let task = task(comune, &name, database, state);
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
@@ -88,13 +105,14 @@ pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> 
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     world.databases.get(&key).is_some_and(|state| {
-        let task = task(comune, &name, database, state.provisioned.clone());
+        let task = task(comune, &name, database, state);
         state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task))
     })
 }
 
-fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Provisioned>) -> Task {
-    let provisioned = provisioned(comune, &database.spec.name, found);
+/// What `state` knows to have been provisioned comes from this process itself; a status may be older.
+fn task(comune: &Comune, name: &str, database: &ValidDatabase, state: &DatabaseState) -> Task {
+    let provisioned = provisioned(comune, &database.spec.name, state.provisioned.clone());
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
         desired: Desired {
@@ -103,6 +121,7 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             tag: OwnerTag {
                 istat: comune.spec.entity.istat.clone(),
                 uid: comune.metadata.uid.clone().unwrap_or_default(),
+                former_uids: state.former_uids.clone(),
             },
             extensions: database.spec.extensions.iter().cloned().collect(),
             allowed_extensions: database.server.allowed_extensions.iter().cloned().collect(),
@@ -172,6 +191,9 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
         return dedicated::reconcile(context, comune, database).await;
     }
     let id = (comune.to_owned(), database.to_owned());
+    if let Some(result) = removals::reconcile(context, &id).await {
+        return result;
+    }
     let (task, remembered) = {
         let mut world = context.world();
         let declared =
@@ -181,9 +203,13 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             world.databases.remove(&id);
             return Ok(());
         };
-        match world.databases.get(&id) {
-            Some(state) if !comune.spec.paused => (state.task.clone(), state.password.clone()),
-            _ => return Ok(()),
+        match world.databases.get_mut(&id) {
+            Some(state) if comune.spec.paused => {
+                state.look_again();
+                return Ok(());
+            }
+            Some(state) => (state.task.clone(), state.password.clone()),
+            None => return Ok(()),
         }
     };
     let Some(task) = task else { return Ok(()) };
@@ -244,13 +270,16 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
 }
 
 /// Why a database is not as declared.
-pub(crate) struct Trouble {
-    pub(crate) reason: &'static str,
-    pub(crate) message: String,
+pub struct Trouble {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// In words, with what to do.
+    pub message: String,
 }
 
 impl Trouble {
-    pub(crate) fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    /// Puts one together.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -401,7 +430,7 @@ pub(crate) fn new_password() -> Result<Secret, Trouble> {
 }
 
 /// The server with its administrator's credentials, read anew each time: they may have been changed.
-async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
+pub async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
     let api: Api<KubeSecret> = Api::namespaced(context.client.clone(), &context.namespace);
     let name = &server.admin_secret;
     let place = format!("the Secret {}/{name} of the database server `{}`", context.namespace, server.name);

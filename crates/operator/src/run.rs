@@ -15,6 +15,7 @@ use conme_cluster::{
     Calls, Executor, Index, OwnEvent, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
 };
 use http::{HeaderValue, header::USER_AGENT};
+use jiff::SignedDuration;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Config, ResourceExt, runtime::watcher::Event};
 use tokio::{sync::watch, task::JoinSet};
@@ -53,6 +54,8 @@ pub struct RunOptions {
     pub database_workers: usize,
     /// Time after which databases and Secrets are looked at again without a cause.
     pub recheck: Duration,
+    /// Time between the confirmation of a deletion and the deletion.
+    pub deletion_grace: SignedDuration,
 }
 
 /// Runs the operator until it is told to stop or loses its leadership.
@@ -84,6 +87,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         namespace: options.namespace.clone(),
         service_account: options.service_account.clone(),
         recheck: options.recheck,
+        deletion_grace: options.deletion_grace,
         leads: leads.clone(),
         watches: std::sync::OnceLock::new(),
         secured: tokio::sync::Mutex::default(),
@@ -212,8 +216,12 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
     for Touched { comune, former, namespace, drift: _ } in touched {
         comune.iter().chain(&former).for_each(|name| context.comuni.add(name));
         if let Some(namespace) = namespace {
+            let seen = context.index().namespace(&namespace).cloned();
+            let touched = context.world().note_namespace(&namespace, seen.as_ref());
+            touched.iter().for_each(|name| context.comuni.add(name));
             let claimants = context.world().claimants_of_namespace(&namespace);
             claimants.iter().for_each(|name| context.comuni.add(name));
+            tell_catalogue(context);
         }
     }
 }

@@ -31,6 +31,8 @@ pub struct Plot<'a> {
     pub hard: Amounts,
     /// Set for an environment that the manifest no longer has: since when.
     pub orphaned_at: Option<String>,
+    /// Unique ids of the Comune, the present one first.
+    pub uids: String,
 }
 
 /// Every child of a Comune, but for the services that have to wait.
@@ -58,7 +60,21 @@ fn namespace(comune: &ValidComune, plot: &Plot<'_>) -> Desired {
     for mode in ["enforce", "audit", "warn"] {
         labels.insert(format!("pod-security.kubernetes.io/{mode}"), level.into());
     }
-    let mut annotations: BTreeMap<&str, String> = BTreeMap::new();
+    if comune.spec.cordoned {
+        labels.insert(keys::CORDONED.into(), "true".into());
+    }
+    if comune.spec.protected {
+        labels.insert(keys::PROTECTED.into(), "true".into());
+    }
+    let entity = &comune.spec.entity;
+    let mut annotations: BTreeMap<&str, String> = BTreeMap::from([
+        (keys::COMUNE_UID, plot.uids.clone()),
+        (keys::ENTITY_KIND, entity.kind.to_string()),
+        (keys::DISPLAY_NAME, entity.display_name.clone()),
+    ]);
+    if let Some(since) = &comune.admitted_at {
+        annotations.insert(keys::ADMITTED_AT, since.clone());
+    }
     let mut hostnames: Vec<&str> = comune
         .services
         .iter()

@@ -1,6 +1,7 @@
 //! Tests that need several of the decisions together.
 
 mod converge;
+mod departing;
 mod golden;
 mod planning;
 mod reporting;

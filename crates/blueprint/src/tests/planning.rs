@@ -99,6 +99,78 @@ fn the_message_of_a_clash_names_the_command_that_hands_a_namespace_over() {
 }
 
 #[test]
+fn an_administration_without_istat_code_is_known_by_its_uid_or_else_by_kind_and_code_or_name() {
+    let unione = |uid: &str, edit: fn(&mut serde_json::Value)| {
+        let unione = edited(&fixtures::comune("dolo"), |comune| {
+            comune["metadata"]["uid"] = json!(uid);
+            comune["spec"]["entity"] =
+                json!({"kind": "Unione", "displayName": "Unione A", "ipa": "UDA", "population": 9000});
+            edit(comune);
+        });
+        valid(&unione)
+    };
+    let mut world = World::default();
+    settle(&mut world, &unione("u1", |_| {}));
+    let clashes = |comune: &ValidComune| planned(&world, comune).clashes;
+    assert_eq!(clashes(&unione("u2", |_| {})), []);
+    assert_eq!(clashes(&unione("u2", |u| u["spec"]["entity"]["displayName"] = json!("Unione B"))), []);
+    assert_eq!(clashes(&unione("u2", |u| u["spec"]["entity"]["ipa"] = json!(null))), []);
+    // Itself, whatever is corrected in its manifest.
+    assert_eq!(clashes(&unione("u1", |u| u["spec"]["entity"]["ipa"] = json!("UDB"))), []);
+    let others: [fn(&mut serde_json::Value); 4] = [
+        |u| u["spec"]["entity"]["ipa"] = json!("UDB"),
+        |u| {
+            u["spec"]["entity"]["ipa"] = json!(null);
+            u["spec"]["entity"]["displayName"] = json!("Unione B");
+        },
+        |u| u["spec"]["entity"]["kind"] = json!("CittaMetropolitana"),
+        |u| {
+            u["spec"]["entity"]["kind"] = json!("Comune");
+            u["spec"]["entity"]["istat"] = json!("027012");
+        },
+    ];
+    for (number, edit) in others.into_iter().enumerate() {
+        let found = clashes(&unione("u2", edit));
+        assert_eq!(found.len(), 1, "{number}");
+        assert!(found[0].message.contains("\"Unione A\" (Unione)"), "{}", found[0].message);
+        assert!(
+            found[0].message.contains("kubectl annotate namespace dolo-produzione"),
+            "{}",
+            found[0].message
+        );
+    }
+
+    // Applied again, it keeps the uid that its databases are marked with, and does not write it anew each time.
+    settle(&mut world, &unione("u2", |_| {}));
+    let at = ChildRef::of_namespace(PRODUZIONE);
+    assert_eq!(world.objects[&at].body["metadata"]["annotations"][keys::COMUNE_UID], "u2,u1");
+    settle(&mut world, &unione("u1", |_| {}));
+    assert_eq!(world.objects[&at].body["metadata"]["annotations"][keys::COMUNE_UID], "u1,u2");
+}
+
+#[test]
+fn cordoned_and_protected_are_written_on_every_namespace_and_come_off_again() {
+    let mut world = settled(&valid(&fixtures::full_comune()));
+    let marked = edited(&fixtures::full_comune(), |comune| {
+        comune["spec"]["cordoned"] = json!(true);
+        comune["spec"]["protected"] = json!(true);
+    });
+    let label = |world: &World, namespace: &str, key: &str| {
+        world.objects[&ChildRef::of_namespace(namespace)].body["metadata"]["labels"][key].clone()
+    };
+    settle(&mut world, &valid(&marked));
+    for namespace in [PRODUZIONE, COLLAUDO] {
+        assert_eq!(label(&world, namespace, keys::CORDONED), "true");
+        assert_eq!(label(&world, namespace, keys::PROTECTED), "true");
+    }
+    settle(&mut world, &valid(&fixtures::full_comune()));
+    for namespace in [PRODUZIONE, COLLAUDO] {
+        assert!(label(&world, namespace, keys::CORDONED).is_null());
+        assert!(label(&world, namespace, keys::PROTECTED).is_null());
+    }
+}
+
+#[test]
 fn an_annotation_of_the_sad_hands_a_namespace_over() {
     let comune = valid(&fixtures::full_comune());
     for labels in

@@ -12,8 +12,8 @@ use super::{
     world::{Fate, World},
 };
 use crate::{
-    ChildRef, DatabaseSeen, Failure, Kind, Observed, Plan, PodsSeen, Verdict, amount::Amount, fixtures,
-    plan::plan, report, without_volatile,
+    ChildRef, DatabaseSeen, Failure, Kind, Observed, Plan, PodsSeen, Survey, Verdict, amount::Amount,
+    fixtures, plan::plan, report, without_volatile,
 };
 
 /// One look at a Comune: everything that a report is made of.
@@ -520,6 +520,43 @@ fn a_database_that_leaves_while_the_manifest_is_invalid_is_still_listed() {
     let status = look.store();
     let database = ("Database", "pg-uno/dolo__protocollo", "2026-03-02T09:40:00Z");
     assert!(orphans(&status).contains(&database), "{:?}", status.orphans);
+}
+
+#[test]
+fn the_server_remembers_what_a_new_status_cannot_and_forgets_what_was_dropped() {
+    let mut look = full();
+    look.store();
+    look.edit(|comune| {
+        comune["spec"]["databases"] = json!([]);
+        comune["spec"]["services"].as_array_mut().unwrap().remove(0);
+        comune["status"] = json!(null);
+    });
+    look.observed.databases.clear();
+    let survey = |at: Timestamp, databases: &[&str]| {
+        let databases = databases.iter().map(|name| (format!("dolo__{name}"), (*name).to_owned()));
+        BTreeMap::from([("pg-uno".to_owned(), Survey { at, databases: databases.collect() })])
+    };
+    let databases = |status: &ComuneStatus| {
+        let names = orphans(status).into_iter().filter(|(kind, ..)| *kind == "Database");
+        names.map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(databases(&look.report()), Vec::<String>::new(), "nobody remembers");
+    look.observed.surveys = survey(now(), &["protocollo"]);
+    assert_eq!(databases(&look.store()), ["pg-uno/dolo__protocollo"]);
+    // A look from before it became an orphan proves nothing; a later one does.
+    look.observed.surveys = survey(now(), &[]);
+    assert_eq!(databases(&look.store()), ["pg-uno/dolo__protocollo"]);
+    look.observed.surveys.clear();
+    assert_eq!(databases(&look.store()), ["pg-uno/dolo__protocollo"], "a server that is down");
+    look.observed.surveys = survey(look.now, &[]);
+    assert_eq!(databases(&look.store()), Vec::<String>::new());
+    // What is declared on this server is none; what has stayed on another one is.
+    let declared = |server: &str| json!([{"name": "protocollo", "engine": "postgresql", "placement": {"shared": server}}]);
+    look.observed.surveys = survey(look.now, &["protocollo"]);
+    look.edit(|comune| comune["spec"]["databases"] = declared("pg-uno"));
+    assert_eq!(databases(&look.report()), Vec::<String>::new());
+    look.edit(|comune| comune["spec"]["databases"] = declared("pg-due"));
+    assert_eq!(databases(&look.report()), ["pg-uno/dolo__protocollo"]);
 }
 
 #[test]

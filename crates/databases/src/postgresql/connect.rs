@@ -14,7 +14,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::Step;
+use super::{Removal, Step};
 use crate::{Problem, Secret, Server, TlsMode};
 
 /// How long a connection may take to say goodbye.
@@ -130,6 +130,11 @@ impl Session {
     /// # Errors
     /// As any statement on the server.
     pub async fn execute(&self, step: &Step) -> Result<(), Problem> {
+        self.client.batch_execute(&step.sql()).await.map_err(|error| self.problem(&error, &step.words()))
+    }
+
+    /// Runs one step of a removal.
+    pub(super) async fn remove(&self, step: &Removal) -> Result<(), Problem> {
         self.client.batch_execute(&step.sql()).await.map_err(|error| self.problem(&error, &step.words()))
     }
 

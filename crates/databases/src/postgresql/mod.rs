@@ -7,8 +7,10 @@
 mod connect;
 mod observe;
 mod plan;
+mod removal;
 mod secure;
 mod step;
+mod survey;
 mod tag;
 #[cfg(test)]
 mod tests;
@@ -24,8 +26,11 @@ pub use observe::{
     observe_available, observe_inside,
 };
 pub use plan::plan;
+pub(crate) use removal::remove;
+pub use removal::{Removal, plan_removal};
 pub(crate) use secure::secure_server;
 pub use step::{Object, Place, Step};
+pub(crate) use survey::marked_databases;
 
 use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server};
 use connect::Refusal;

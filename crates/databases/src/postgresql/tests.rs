@@ -12,11 +12,11 @@ const DB: &str = "dolo__protocollo";
 const OWNER: &str = "dolo__protocollo__owner";
 const APP: &str = "dolo__protocollo__app";
 
-fn desired() -> Desired {
+pub(super) fn desired() -> Desired {
     Desired {
         comune: "dolo".into(),
         database: "protocollo".into(),
-        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into() },
+        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into(), former_uids: Vec::new() },
         extensions: BTreeSet::from(["pg_trgm".into()]),
         allowed_extensions: BTreeSet::from(["pg_trgm".into(), "cube".into(), "earthdistance".into()]),
         connection_limit: Some(40),
@@ -33,7 +33,7 @@ fn available(schema: Option<&str>, requires: &[&str]) -> Available {
     }
 }
 
-fn empty_server() -> Observed {
+pub(super) fn empty_server() -> Observed {
     Observed {
         version: "15.18".into(),
         version_number: 150_018,
@@ -74,7 +74,7 @@ fn grant(grantee: Option<&str>, privilege: &str) -> Grant {
     }
 }
 
-fn as_declared() -> Observed {
+pub(super) fn as_declared() -> Observed {
     let public = SeenSchema {
         owner: OWNER.into(),
         grants: vec![grant(Some(OWNER), "CREATE"), grant(Some(APP), "USAGE"), grant(Some(APP), "CREATE")],
@@ -110,7 +110,7 @@ fn after(change: impl FnOnce(&mut Observed)) -> Vec<String> {
     sql(&desired(), &observed)
 }
 
-fn database(observed: &mut Observed) -> &mut SeenDatabase {
+pub(super) fn database(observed: &mut Observed) -> &mut SeenDatabase {
     observed.database.as_mut().unwrap()
 }
 
@@ -255,11 +255,18 @@ fn whose_it_is() {
     }
     // Created anew: the ISTAT code tells; without one a person does.
     assert_eq!(sql(&desired(), &with_tag(Some(&TAG.replace("u1", "u0")))).len(), 3);
-    let unione = Desired { tag: OwnerTag { istat: None, uid: "u2".into() }, ..desired() };
+    let unione =
+        Desired { tag: OwnerTag { istat: None, uid: "u2".into(), former_uids: Vec::new() }, ..desired() };
     assert!(not_ours(&unione, Some(&tag(r#","istat":"027012""#))));
     let unione = Desired { adopt: true, ..unione };
     assert_eq!(sql(&unione, &with_tag(Some(&tag(r#","istat":"027012""#)))).len(), 3);
     assert!(not_ours(&unione, Some(TAG)));
+    // Or the uid that the same administration had before.
+    let former = |uid: &str| OwnerTag { istat: None, uid: "u2".into(), former_uids: vec![uid.into()] };
+    let comment = tag(r#","istat":"027012""#);
+    let unione = Desired { tag: former("u1"), ..desired() };
+    assert_eq!(sql(&unione, &with_tag(Some(&comment))).len(), 3);
+    assert!(not_ours(&Desired { tag: former("u9"), ..desired() }, Some(&comment)));
 
     // Made by us in a run that ended before the comment: told by the owner that is ours.
     let mut cut_off = as_declared();
