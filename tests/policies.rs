@@ -117,6 +117,7 @@ fn at(namespace: &str, plural: &str, rest: &str) -> String {
         "roles" | "rolebindings" => "apis/rbac.authorization.k8s.io/v1",
         "endpointslices" => "apis/discovery.k8s.io/v1",
         "httproutes" => "apis/gateway.networking.k8s.io/v1",
+        "clusters" => "apis/postgresql.cnpg.io/v1",
         _ => "api/v1",
     };
     let rest = if rest.is_empty() { String::new() } else { format!("/{rest}") };
@@ -264,6 +265,7 @@ fn object(kind: &str, name: &str, content: Value) -> Value {
         "Role" | "RoleBinding" | "ClusterRole" | "ClusterRoleBinding" => "rbac.authorization.k8s.io/v1",
         "EndpointSlice" => "discovery.k8s.io/v1",
         "HTTPRoute" => "gateway.networking.k8s.io/v1",
+        "Cluster" => "postgresql.cnpg.io/v1",
         "Eviction" => "policy/v1",
         "Comune" | "DataCenter" => "conme.venis.it/v1alpha1",
         _ => "v1",
@@ -626,6 +628,8 @@ fn rule_2_namespaces_of_the_operator() -> Rule {
         .allows(who, Act::Merge(namespace("pol-a-vecchia"), marks("pol-a")))
         // Its own, from which somebody has taken the marks.
         .allows(who, Act::Merge(namespace("pol-a-spoglia"), marks("pol-a")))
+        // Its own, on which somebody has put a name that does not fit.
+        .allows(who, Act::Merge(namespace("pol-a-rubata"), marks("pol-a")))
         .allows(who, Act::Delete(namespace("pol-a-collaudo")))
         .allows(Who::Nora, Act::Merge(namespace("default"), labels(json!({"example.org/more": "of-it"}))))
 }
@@ -983,11 +987,11 @@ fn rule_8_pods() -> Rule {
     let changes: [(Change, &'static str); 8] = [
         (
             |p| p["spec"]["nodeSelector"] = json!({"node-role.kubernetes.io/control-plane": ""}),
-            "hosts may not be selected by node-role.kubernetes.io/control-plane",
+            "hosts may not be selected by keys of reserved pools",
         ),
         (
             |p| p["spec"]["nodeSelector"] = json!({"conme.venis.it/pool": "strategico"}),
-            "hosts may not be selected by conme.venis.it/pool",
+            "hosts may not be selected by keys of reserved pools",
         ),
         (|p| p["spec"]["tolerations"] = json!([{"operator": "Exists"}]), "hosts with taints are reserved"),
         (
@@ -1092,6 +1096,54 @@ fn rule_8_pods() -> Rule {
     let harmful = with_pods(&harmful[2].0);
     rule.allows(Who::Admin, Act::Create(at(NS, "pods", ""), harmful[0].1.clone()))
         .allows(Who::Operator, Act::Create(at(NS, "deployments", ""), harmful[1].1.clone()))
+}
+
+fn rule_8_volume_claims() -> Rule {
+    let claim = |spec: Value| {
+        let mut whole = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "venis-standard"});
+        for (key, value) in spec.as_object().unwrap() {
+            whole[key] = value.clone();
+        }
+        Act::Create(
+            at(NS, "persistentvolumeclaims", ""),
+            object("PersistentVolumeClaim", "new", json!({"spec": whole})),
+        )
+    };
+    let named = json!({"volumeName": "simulated-149"});
+    let mut rule = Rule::new("conme-claims");
+    for who in [Who::Tenant, Who::Account, Who::Mallory] {
+        rule = rule
+            .refuses(who, claim(named.clone()), "may not choose its volume")
+            .refuses(
+                who,
+                claim(json!({"selector": {"matchLabels": {"a": "b"}}})),
+                "may not choose its volume",
+            )
+            .allows(who, claim(json!({})))
+            // Bound by now, so that its volume is named in it.
+            .allows(
+                who,
+                Act::Merge(
+                    at(NS, "persistentvolumeclaims", "own"),
+                    labels(json!({"example.org/more": "of-it"})),
+                ),
+            );
+    }
+    rule.allows(Who::Admin, claim(named))
+}
+
+fn rule_13_dedicated_databases() -> Rule {
+    let words =
+        "holds the data of a municipality; to confirm, as the SAD: kubectl -n pol-a-produzione annotate";
+    let server = |name: &str| at(NS, "clusters", name);
+    Rule::new("conme-protected-databases")
+        .refuses(Who::Operator, Act::Delete(server("db-archivio")), words)
+        .refuses(Who::Operator, Act::Delete(server("db-confermato")), words)
+        .refuses(Who::Mallory, Act::Delete(server("db-confermato")), words)
+        .refuses(Who::Mallory, Act::DeleteAll(server("")), words)
+        .refuses(Who::Admin, Act::Delete(server("db-archivio")), words)
+        .allows(Who::Admin, Act::Delete(server("db-confermato")))
+        .allows(Who::Operator, Act::Merge(server("db-archivio"), json!({"spec": {"instances": 2}})))
 }
 
 fn rule_8_bindings_of_pods() -> Rule {
@@ -1303,6 +1355,8 @@ fn rules(replica_set: &str, pod: &str) -> Vec<(&'static str, Rule)> {
         ("rule_8_routes", rule_8_routes()),
         ("rule_8_services", rule_8_services()),
         ("rule_8_pods", rule_8_pods()),
+        ("rule_8_volume_claims", rule_8_volume_claims()),
+        ("rule_13_dedicated_databases", rule_13_dedicated_databases()),
         ("rule_8_bindings_of_pods", rule_8_bindings_of_pods()),
         ("rule_7_what_guards_a_namespace", rule_7_what_guards_a_namespace()),
         ("rule_6_figures_of_a_quota", rule_6_figures_of_a_quota()),
@@ -1461,6 +1515,11 @@ async fn furnish(world: &World) -> Result<()> {
         object("Namespace", "pol-a-spoglia", json!({"labels": {"a": "b"}})),
     )
     .await?;
+    post(
+        &format!("{NAMESPACES}?fieldManager=conme"),
+        marked_namespace("pol-a-rubata", "nessuno", "restricted"),
+    )
+    .await?;
     for name in ["pol-b-confermata", "pol-b-sbagliata"] {
         post(NAMESPACES, marked_namespace(name, "pol-b", "restricted")).await?;
     }
@@ -1474,24 +1533,43 @@ async fn furnish(world: &World) -> Result<()> {
     let mut other = world.get(&format!("{CONME}/datacenters/venis")).await?;
     other["metadata"] = json!({"name": "altro"});
     post(&format!("{CONME}/datacenters"), other).await?;
-    let crd = json!({
-        "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
-        "metadata": {
-            "name": "httproutes.gateway.networking.k8s.io",
-            "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in for a story"},
-        },
-        "spec": {
-            "group": "gateway.networking.k8s.io", "scope": "Namespaced",
-            "names": {"kind": "HTTPRoute", "plural": "httproutes", "singular": "httproute", "listKind": "HTTPRouteList"},
-            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": {
-                "type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
-            }}}],
-        },
-    });
-    post(CRDS, crd).await?;
+    // Stand-ins for what other projects define.
+    for (group, kind, plural) in [
+        ("gateway.networking.k8s.io", "HTTPRoute", "httproutes"),
+        ("postgresql.cnpg.io", "Cluster", "clusters"),
+    ] {
+        let schema = json!({
+            "type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}},
+        });
+        let crd = json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {
+                "name": format!("{plural}.{group}"),
+                "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in for a story"},
+            },
+            "spec": {
+                "group": group, "scope": "Namespaced",
+                "names": {"kind": kind, "plural": plural, "singular": kind.to_lowercase(), "listKind": format!("{kind}List")},
+                "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}],
+            },
+        });
+        post(CRDS, crd).await?;
+        eventually("its objects are served", async || {
+            Ok(world.ask(Who::Admin, &Act::Get(at(NS, plural, ""))).await?.code == 200)
+        })
+        .await?;
+    }
+    for name in ["db-archivio", "db-confermato"] {
+        let cluster =
+            object("Cluster", name, json!({"labels": {"example.org/a": "b"}, "spec": {"instances": 1}}));
+        post(&at(NS, "clusters", ""), cluster).await?;
+    }
+    let of_cluster = json!({"labels": {"cnpg.io/cluster": "db-archivio"}, "data": {}});
+    post(&at(NS, "secrets", ""), object("Secret", "db-archivio-ca", of_cluster)).await?;
     for uri in [
         namespace("pol-b-confermata"),
         namespace(PROTECTED),
+        at(NS, "clusters", "db-confermato"),
         format!("{CRDS}/servicetemplates.conme.venis.it"),
         format!("{CONME}/datacenters/altro"),
     ] {
@@ -1521,6 +1599,7 @@ async fn furnish(world: &World) -> Result<()> {
             json!([
                 rule("", &["namespaces", "resourcequotas/status"], &write),
                 rule("conme.venis.it", &["comuni", "datacenters"], &["get", "patch", "update", "delete"]),
+                rule("postgresql.cnpg.io", &["clusters"], &write),
                 rule("rbac.authorization.k8s.io", &["clusterroles", "roles"], &["bind"]),
                 rule("rbac.authorization.k8s.io", &["clusterrolebindings"], &["create"]),
             ]),
@@ -1549,11 +1628,6 @@ async fn furnish(world: &World) -> Result<()> {
         })
         .await?;
     }
-    eventually("routes are served", async || {
-        let answer = world.ask(Who::Admin, &Act::Get(at(NS, "httproutes", ""))).await?;
-        Ok(answer.code == 200)
-    })
-    .await?;
     Ok(())
 }
 
