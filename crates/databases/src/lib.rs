@@ -8,15 +8,20 @@
 //! **Data is never deleted here.** There is no function that drops a database, a role or an extension, and a database
 //! that was provisioned before and has vanished is never created anew ([`Problem::DataMissing`]).
 
+mod credential;
+mod growth;
 mod identifiers;
 mod model;
 pub mod postgresql;
 mod problem;
 mod secret;
 
-pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
+pub use credential::{Credential, Renewal, Retiring, Rotation, rotation};
+pub use growth::{Before, NEARLY_FULL_PERCENT, growth};
+pub use identifiers::{InvalidName, Login, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts, TlsMode,
+    Binding, Desired, Engine, Growth, OtherLogin, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts,
+    TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;

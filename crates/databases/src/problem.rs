@@ -25,6 +25,19 @@ pub enum Problem {
         missing: MissingData,
     },
 
+    /// The manifest names another server than the one that holds the data. Nothing was changed.
+    #[error(
+        "database \"{database}\" was provisioned on {since} on the server \"{from}\", and `placement` names another one. Its data does not move by an edit, that is a migration: name \"{from}\" again. Nothing was changed on either server"
+    )]
+    Moved {
+        /// The database's name on the server.
+        database: String,
+        /// When it had been provisioned, or "an earlier run" when that is not known.
+        since: String,
+        /// The server that holds the data.
+        from: String,
+    },
+
     /// A database or role of that name is somebody else's. Nothing was changed.
     #[error("{object} exists and is not ours to change: {found}. {advice}")]
     NotOurs {
@@ -152,6 +165,7 @@ impl Problem {
         match self {
             Self::InvalidName(_) => "InvalidName",
             Self::DataMissing { .. } => "DataMissing",
+            Self::Moved { .. } => "Moved",
             Self::NotOurs { .. } => "NotOurs",
             Self::ExtensionNotAllowed { .. } => "ExtensionNotAllowed",
             Self::ExtensionUnavailable { .. } => "ExtensionUnavailable",
@@ -172,6 +186,7 @@ impl Problem {
         match self {
             Self::InvalidName(_)
             | Self::DataMissing { .. }
+            | Self::Moved { .. }
             | Self::NotOurs { .. }
             | Self::ExtensionNotAllowed { .. }
             | Self::ExtensionUnavailable { .. }

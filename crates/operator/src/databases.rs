@@ -12,7 +12,9 @@ use conme_blueprint::{
     build::{Binding, binding_secret},
     child,
 };
-use conme_databases::{Desired, Engine, OwnerTag, Problem, Provisioned, Secret, Server, Timeouts, TlsMode};
+use conme_databases::{
+    Desired, Engine, Login, OtherLogin, OwnerTag, Problem, Provisioned, Secret, Server, Timeouts, TlsMode,
+};
 use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
@@ -123,6 +125,11 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             connection_limit: i32::try_from(limit).ok(),
             locale: None,
             adopt: database.spec.adopt,
+            login: Login::First,
+            other_login: OtherLogin::Close,
+            open: true,
+            max_bytes: None,
+            moved_from: None,
             provisioned,
         },
         server: database.server.clone(),
@@ -236,7 +243,7 @@ impl Trouble {
 impl From<Problem> for Trouble {
     fn from(problem: Problem) -> Self {
         let reason = match &problem {
-            Problem::DataMissing { .. } => reasons::DATA_MISSING,
+            Problem::DataMissing { .. } | Problem::Moved { .. } => reasons::DATA_MISSING,
             Problem::NotOurs { .. } => reasons::CONFLICT,
             Problem::Unreachable { .. } | Problem::Timeout { .. } => reasons::SERVER_UNREACHABLE,
             Problem::ExtensionNotAllowed { .. } | Problem::InvalidName(_) => reasons::INVALID,
