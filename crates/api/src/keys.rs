@@ -32,6 +32,12 @@ pub const ADOPT: &str = "conme.venis.it/adopt";
 /// database and the time at which the lost one was provisioned, `protocollo@2026-11-22T09:31:42Z`, so that it never
 /// speaks of a later loss; several are separated by commas.
 pub const CONFIRM_RECREATE: &str = "conme.venis.it/confirm-recreate";
+/// Annotation set by the SAD on a Comune: credentials older than a time are replaced. Its value names the database and
+/// the time, `protocollo@2026-11-22T09:31:42Z`, or `*` for all; several are separated by commas.
+pub const ROTATE_CREDENTIALS: &str = "conme.venis.it/rotate-credentials";
+/// Annotation on pods and binding Secrets whose credential has been replaced: its generation. It changes with nothing
+/// else, so that pods restart for a new credential only.
+pub const CREDENTIAL: &str = "conme.venis.it/credential";
 
 /// The common label that says which tool manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

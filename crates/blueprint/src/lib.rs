@@ -10,6 +10,7 @@ pub mod amount;
 pub mod build;
 pub mod capacity;
 pub mod child;
+pub mod credential;
 #[cfg(test)]
 mod fixtures;
 pub mod kind;
@@ -27,8 +28,8 @@ mod validate;
 pub use child::{ChildRef, Desired};
 pub use kind::{Kind, Wave};
 pub use plan::{
-    Action, ChildSeen, ChildState, Clash, DatabaseSeen, NamespaceSeen, Observed, Plan, PodsSeen, Wait, plan,
-    plan_abandoned,
+    Action, ChildSeen, ChildState, Clash, DatabaseDetails, DatabaseSeen, NamespaceSeen, Observed, Plan,
+    PodsSeen, Stopped, Wait, plan, plan_abandoned,
 };
 pub use register::{Claim, Register};
 pub use report::{Failure, report, without_volatile};

@@ -2,8 +2,6 @@
 
 use crate::Growth;
 
-/// From this share of its size on, a database is told to be nearly full.
-pub const NEARLY_FULL_PERCENT: u64 = 90;
 /// Below this share, what was stopped may grow again: less than 100, so that it does not go back and forth.
 const FREE_PERCENT: u128 = 95;
 /// Beyond this share, whoever goes on writing to a stopped database is shut out.

@@ -17,7 +17,7 @@ mod problem;
 mod secret;
 
 pub use credential::{Credential, Renewal, Retiring, Rotation, rotation};
-pub use growth::{Before, NEARLY_FULL_PERCENT, growth};
+pub use growth::{Before, growth};
 pub use identifiers::{InvalidName, Login, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
     Binding, Desired, Engine, Growth, OtherLogin, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts,

@@ -6,15 +6,18 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use conme_api::{Comune, keys, reasons};
+use conme_api::{Comune, CredentialStatus, DatabaseStatus, RetiringStatus, keys, reasons};
 use conme_blueprint::{
-    ChildRef, DatabaseSeen, Kind, ValidDatabase,
-    build::{Binding, binding_secret},
-    child,
+    ChildRef, DatabaseDetails, DatabaseSeen, Kind, Stopped, ValidDatabase,
+    amount::Amount,
+    build::{Binding, CredentialNote, binding_secret},
+    child, credential,
 };
 use conme_databases::{
-    Desired, Engine, Login, OtherLogin, OwnerTag, Problem, Provisioned, Secret, Server, Timeouts, TlsMode,
+    Credential, Desired, Engine, Growth, Login, Names, OtherLogin, Outcome, OwnerTag, Problem, Provisioned,
+    Renewal, Retiring, Rotation, Secret, Server, Timeouts, TlsMode, rotation,
 };
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
@@ -23,6 +26,13 @@ use crate::{context::Context, world::World};
 
 /// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
 const TOGETHER: Duration = Duration::from_millis(500);
+
+/// A database above this share of its size is looked at at a faster pace, and above the second at a yet faster one.
+const FILLING: [(u64, Duration); 2] = [(95, Duration::from_secs(10)), (80, Duration::from_secs(30))];
+/// A size is told anew when it has changed by this part of it.
+const SIZE_STEP: u64 = 20;
+/// A note about a credential that is from further in the future than this was not written by an operator.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// What is known of one database.
 #[derive(Debug, Default)]
@@ -33,16 +43,29 @@ pub struct DatabaseState {
     done: Option<Task>,
     /// What this process has found or made. It knows of it before any status tells.
     provisioned: Option<Provisioned>,
-    /// The password in force, so that a Secret that was changed by hand can be put back.
-    password: Option<Secret>,
+    /// The credential in force with its password, so that a Secret that was changed by hand can be put back.
+    credential: Option<(Credential, Secret)>,
+    /// Which services do not work with the credential in force yet.
+    behind: Option<Behind>,
     /// Unique id of the namespace that its Secret was last meant for.
     home: Option<String>,
+}
+
+/// The services of a database that still have to go over to a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// Generation of the credential.
+    pub generation: u32,
+    /// Names of the services.
+    pub services: Vec<String>,
 }
 
 /// What has to be brought about.
 #[derive(Clone, Debug, PartialEq)]
 struct Task {
+    /// The login in it stands for none: which one is in force is known only when it is looked at.
     desired: Desired,
+    renewal: Renewal,
     server: conme_api::DatabaseServer,
     namespace: String,
     secret: String,
@@ -62,8 +85,14 @@ impl Task {
 
 /// Has a database looked at, if its declaration is new or its time has come.
 ///
-/// `namespace_uid` is the unique id of the namespace that its Secret goes to.
-pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, namespace_uid: &str) {
+/// `namespace_uid` is the unique id of the namespace that its Secret goes to, `behind` what is known of its services.
+pub fn submit(
+    context: &Context,
+    comune: &Comune,
+    database: &ValidDatabase,
+    namespace_uid: &str,
+    behind: Behind,
+) {
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     let queue_key = format!("{name}/{}", database.spec.name);
@@ -76,8 +105,12 @@ pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, name
     // In a namespace that was made anew the Secret is missing, although nothing new is declared.
     let moved = state.home.as_ref().is_some_and(|home| home != namespace_uid);
     state.home = Some(namespace_uid.to_owned());
+    // The last service has gone over: the credential before may end.
+    let waited = |before: &Behind| before.generation == behind.generation && !before.services.is_empty();
+    let caught_up = behind.services.is_empty() && state.behind.as_ref().is_some_and(waited);
+    state.behind = Some(behind);
     drop(world);
-    if !known || moved {
+    if !known || moved || caught_up {
         context.databases.succeeded(&queue_key);
         context.databases.add(&queue_key);
     } else if !pending {
@@ -97,8 +130,11 @@ pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> 
 
 /// `found` is what this process itself knows to have been provisioned; a status may be older.
 fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Provisioned>) -> Task {
-    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
-    let told = told.iter().find(|told| told.name == database.spec.name).and_then(|told| {
+    let told = on_record(comune, &database.spec.name);
+    let moved_from = told
+        .filter(|told| told.provisioned_at.is_some() && told.server != database.server.name)
+        .map(|told| told.server.clone());
+    let told = told.and_then(|told| {
         let at = told.provisioned_at.as_ref()?.parse().ok()?;
         Some(Provisioned {
             system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
@@ -126,15 +162,57 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             locale: None,
             adopt: database.spec.adopt,
             login: Login::First,
-            other_login: OtherLogin::Close,
+            other_login: OtherLogin::Keep,
             open: true,
-            max_bytes: None,
-            moved_from: None,
+            max_bytes: database
+                .spec
+                .max_size
+                .as_ref()
+                .and_then(|size| Amount::try_from(size).ok())
+                .map(Amount::whole),
+            moved_from,
             provisioned,
+        },
+        renewal: Renewal {
+            requested: credential::rotation_requested(comune, &database.spec.name),
+            max_age: database.server.credential_max_age.as_deref().and_then(credential::duration),
+            // What the schema refuses is not there; a day is what it would have said.
+            overlap: credential::duration(&database.server.credential_overlap)
+                .unwrap_or(SignedDuration::from_hours(24)),
         },
         server: database.server.clone(),
         namespace: database.namespace.clone(),
         secret: database.secret.clone(),
+    }
+}
+
+fn on_record<'a>(comune: &'a Comune, database: &str) -> Option<&'a DatabaseStatus> {
+    comune.status.as_ref()?.databases.iter().find(|told| told.name == database)
+}
+
+/// The credential that a status tells of. None for what no operator has written.
+fn credential_on_record(told: &DatabaseStatus, names: &Names) -> Option<Credential> {
+    let told = told.credential.as_ref()?;
+    let retiring = told.retiring.as_ref().and_then(|retiring| {
+        Some(Retiring { login: names.login_of(&retiring.login)?, until: retiring.until.parse().ok()? })
+    });
+    Some(Credential {
+        login: names.login_of(&told.login)?,
+        issued_at: told.issued_at.parse().ok()?,
+        generation: told.generation,
+        retiring,
+    })
+}
+
+fn told_credential(credential: &Credential, names: &Names) -> CredentialStatus {
+    CredentialStatus {
+        login: names.login(credential.login).to_owned(),
+        issued_at: credential.issued_at.to_string(),
+        generation: credential.generation,
+        retiring: credential.retiring.as_ref().map(|retiring| RetiringStatus {
+            login: names.login(retiring.login).to_owned(),
+            until: retiring.until.to_string(),
+        }),
     }
 }
 
@@ -157,7 +235,7 @@ fn jittered(period: Duration) -> Duration {
 pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
     let id = (comune.to_owned(), database.to_owned());
-    let (task, remembered) = {
+    let (task, known) = {
         let mut world = context.world();
         let declared =
             world.comune(comune).filter(|comune| comune.spec.databases.iter().any(|d| d.name == database));
@@ -167,22 +245,30 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             return Ok(());
         };
         match world.databases.get(&id) {
-            Some(state) if !comune.spec.paused => (state.task.clone(), state.password.clone()),
+            Some(state) if !comune.spec.paused => {
+                let known = Known {
+                    remembered: state.credential.clone(),
+                    told: on_record(&comune, database).cloned(),
+                    behind: state.behind.clone(),
+                };
+                (state.task.clone(), known)
+            }
             _ => return Ok(()),
         }
     };
     let Some(task) = task else { return Ok(()) };
-    let result = bring_about(context, &task, remembered).await;
-    let (seen, password, error) = match result {
-        Ok((seen, password)) => {
+    let result = bring_about(context, &task, known).await;
+    let (mut seen, credential, error) = match result {
+        Ok((seen, credential)) => {
             context.metrics.database("ready");
-            (seen, Some(password), None)
+            (seen, Some(credential), None)
         }
         Err(Trouble { reason, message }) => {
             context.metrics.database(reason);
             (DatabaseSeen::Failed { reason, message: message.clone() }, None, Some(message))
         }
     };
+    let pause = pause(context.recheck, &seen, credential.as_ref().map(|(credential, _)| credential));
     let (changed, more_to_come) = {
         let mut world = context.world();
         let of_same = |other: &(String, String)| other.0 == id.0 && other.1 != id.1;
@@ -190,6 +276,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             world.databases.iter().any(|(other, state)| of_same(other) && state.seen.is_none());
         match world.databases.get_mut(&id) {
             Some(state) => {
+                keep_size(state.seen.as_ref(), &mut seen);
                 let was_outdated = state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task));
                 let changed = was_outdated || state.seen.as_ref() != Some(&seen);
                 if let DatabaseSeen::Ready { system_identifier, provisioned_at, .. } = &seen {
@@ -207,7 +294,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     state.done = Some(done);
                     state.provisioned = provisioned;
                 }
-                state.password = password.or(state.password.take());
+                state.credential = credential.or(state.credential.take());
                 state.seen = Some(seen);
                 (changed, more_to_come)
             }
@@ -222,10 +309,93 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     match error {
         Some(error) => Err(anyhow::anyhow!(error)),
         None => {
-            context.databases.add_after(key, jittered(context.recheck));
+            context.databases.add_after(key, pause);
             Ok(())
         }
     }
+}
+
+/// When a database is looked at again although nothing tells: sooner when it is filling up, and when a credential ends.
+fn pause(recheck: Duration, seen: &DatabaseSeen, credential: Option<&Credential>) -> Duration {
+    let mut pause = jittered(recheck);
+    if let DatabaseSeen::Ready { details, .. } = seen
+        && let Some(max) = details.max_bytes
+    {
+        let size = u128::from(details.size_bytes) * 100;
+        let pace = FILLING.iter().find(|(percent, _)| size >= u128::from(max) * u128::from(*percent));
+        if let Some((_, pace)) = pace {
+            pause = pause.min(jittered(*pace));
+        }
+    }
+    let until = credential.and_then(|credential| credential.retiring.as_ref()).map(|retiring| retiring.until);
+    match until.map(|until| Duration::try_from(until.duration_since(Timestamp::now()))) {
+        // A moment later, so that it has come when it is asked for.
+        Some(Ok(left)) => pause.min(left + Duration::from_secs(1)),
+        Some(Err(_)) | None => pause,
+    }
+}
+
+/// A size moves by itself: what was told stays until it is no longer about right.
+fn keep_size(before: Option<&DatabaseSeen>, seen: &mut DatabaseSeen) {
+    let (Some(DatabaseSeen::Ready { details: before, .. }), DatabaseSeen::Ready { details, .. }) =
+        (before, seen)
+    else {
+        return;
+    };
+    let about_right = before.size_bytes.abs_diff(details.size_bytes) <= before.size_bytes / SIZE_STEP;
+    if about_right && before.stopped == details.stopped && before.max_bytes == details.max_bytes {
+        details.size_bytes = before.size_bytes;
+    }
+}
+
+/// What is known before a database is looked at.
+struct Known {
+    /// By this process.
+    remembered: Option<(Credential, Secret)>,
+    /// By the status.
+    told: Option<DatabaseStatus>,
+    /// Of its services.
+    behind: Option<Behind>,
+}
+
+/// The credential in force, and its password if that is known anywhere.
+///
+/// The Secret is the place where a new credential takes effect; status and memory follow. So the youngest of the three
+/// counts: an operator that was killed in between, or that somebody has overtaken, goes on from there.
+fn in_force(
+    known: &Known,
+    live: Option<&Value>,
+    task: &Task,
+    names: &Names,
+    now: Timestamp,
+) -> (Credential, Option<Secret>) {
+    let told = known.told.as_ref().and_then(|told| credential_on_record(told, names));
+    let held = live.and_then(|secret| names.login_of(&text_of(secret, "username")?));
+    let noted = live.and_then(CredentialNote::of).filter(|note| note.issued_at <= now + CLOCK_SKEW);
+    let noted = noted.zip(held).map(|(note, login)| Credential {
+        login,
+        issued_at: note.issued_at,
+        generation: note.generation,
+        retiring: Some(Retiring {
+            login: login.other(),
+            until: note.issued_at.saturating_add(task.renewal.overlap).unwrap_or(now),
+        }),
+    });
+    let remembered = known.remembered.as_ref().map(|(credential, _)| credential.clone());
+    // Of equals the last one counts.
+    let youngest = [noted, told.clone(), remembered].into_iter().flatten().max_by_key(|c| c.generation);
+    let credential = youngest.unwrap_or_else(|| {
+        let provisioned = task.desired.provisioned.as_ref();
+        Credential::first(provisioned.map_or(now, |provisioned| provisioned.at))
+    });
+    let remembered = known.remembered.as_ref().filter(|(remembered, _)| {
+        (remembered.generation, remembered.login) == (credential.generation, credential.login)
+    });
+    let password = match remembered {
+        Some((_, password)) => Some(password.clone()),
+        None => live.filter(|_| held == Some(credential.login)).and_then(password_of),
+    };
+    (credential, password)
 }
 
 /// Why a database is not as declared.
@@ -243,7 +413,8 @@ impl Trouble {
 impl From<Problem> for Trouble {
     fn from(problem: Problem) -> Self {
         let reason = match &problem {
-            Problem::DataMissing { .. } | Problem::Moved { .. } => reasons::DATA_MISSING,
+            Problem::DataMissing { .. } => reasons::DATA_MISSING,
+            Problem::Moved { .. } => reasons::MOVED,
             Problem::NotOurs { .. } => reasons::CONFLICT,
             Problem::Unreachable { .. } | Problem::Timeout { .. } => reasons::SERVER_UNREACHABLE,
             Problem::ExtensionNotAllowed { .. } | Problem::InvalidName(_) => reasons::INVALID,
@@ -272,8 +443,9 @@ fn in_words(problem: Problem, desired: &Desired) -> Trouble {
 async fn bring_about(
     context: &Context,
     task: &Task,
-    remembered: Option<Secret>,
-) -> Result<(DatabaseSeen, Secret), Trouble> {
+    known: Known,
+) -> Result<(DatabaseSeen, (Credential, Secret)), Trouble> {
+    let names = task.desired.names().map_err(Problem::from)?;
     let server = server(context, &task.server).await?;
     let at = ChildRef::new(Kind::Secret, &task.namespace, &task.secret);
     let live = context.executor.read(&at).await.map_err(|error| {
@@ -294,15 +466,36 @@ async fn bring_about(
             ),
         ));
     }
-    let password = match remembered.or_else(|| live.as_ref().and_then(password_of)) {
-        Some(password) => password,
-        None => new_password()?,
+    let now = whole_seconds(Timestamp::now());
+    let (mut credential, password) = in_force(&known, live.as_ref(), task, &names, now);
+    let behind = known.behind.filter(|behind| behind.generation == credential.generation);
+    let handed_out = behind.as_ref().is_some_and(|behind| behind.services.is_empty());
+    let (password, other_login) = match (password, rotation(&credential, &task.renewal, now, handed_out)) {
+        // A database that has never been made has nothing to rotate.
+        (Some(_), Rotation::Begin) if task.desired.provisioned.is_some() => {
+            credential = credential.successor(now, task.renewal.overlap);
+            (new_password()?, OtherLogin::Keep)
+        }
+        (Some(password), Rotation::Begin) => (password, OtherLogin::Keep),
+        (Some(password), Rotation::Stay(other_login)) => (password, other_login),
+        (None, _) => {
+            // The one in force is lost: whoever holds it is shut out, and has to be told of the new one.
+            if known.told.is_some_and(|told| told.provisioned_at.is_some()) {
+                credential.generation = credential.generation.saturating_add(1);
+                credential.issued_at = now;
+            }
+            (new_password()?, OtherLogin::Keep)
+        }
     };
     secure(context, &task.server.name, &server).await?;
+    let desired = Desired { login: credential.login, other_login, ..task.desired.clone() };
     let still_leading = |_: &conme_databases::postgresql::Step| *context.leads.borrow();
-    let outcome = conme_databases::ensure_while(&server, &task.desired, &password, still_leading)
+    let outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
         .await
         .map_err(|problem| in_words(problem, &task.desired))?;
+    if other_login != OtherLogin::Keep && !outcome.other_login_open {
+        credential.retiring = None;
+    }
     for change in &outcome.changed {
         tracing::info!(comune = %task.desired.comune, database = %task.desired.database, %change, "database");
     }
@@ -317,6 +510,8 @@ async fn bring_about(
         username: &outcome.binding.username,
         password: password.expose(),
         ca,
+        credential: (credential.generation > 1)
+            .then_some(CredentialNote { generation: credential.generation, issued_at: credential.issued_at }),
     };
     let wanted = binding_secret(&task.desired.comune, &task.namespace, &task.desired.database, &binding);
     // All of it is the operator's, so nothing may be missing and nothing may be there besides, whoever has put it there.
@@ -328,19 +523,67 @@ async fn bring_about(
             && !child::has_foreign_fields(at.kind, live)
     });
     if !intact {
-        if live.is_some() {
-            context.metrics.drift_repaired(at.kind.name());
-        }
-        context.executor.write(&at, &wanted, live.is_some()).await.map_err(|error| {
+        let replaces =
+            live.as_ref().is_some_and(|live| CredentialNote::of(live) != CredentialNote::of(&wanted));
+        let written = match &live {
+            // Handing out a credential that somebody else has replaced meanwhile would shut the applications out.
+            Some(live) if replaces => context.executor.replace(&at, &wanted, live).await,
+            live => {
+                if live.is_some() {
+                    context.metrics.drift_repaired(at.kind.name());
+                }
+                context.executor.write(&at, &wanted, live.is_some()).await
+            }
+        };
+        written.map_err(|error| {
             Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error)))
         })?;
     }
+    let details = details(task, &names, &credential, &outcome, behind.as_ref());
     let seen = DatabaseSeen::Ready {
         system_identifier: outcome.provisioned.system_identifier.unwrap_or_default(),
         provisioned_at: outcome.provisioned.at,
         database: outcome.binding.database,
+        details: Box::new(details),
     };
-    Ok((seen, password))
+    Ok((seen, (credential, password)))
+}
+
+fn details(
+    task: &Task,
+    names: &Names,
+    credential: &Credential,
+    outcome: &Outcome,
+    behind: Option<&Behind>,
+) -> DatabaseDetails {
+    let retirement = credential.retiring.as_ref().map(|retiring| {
+        let login = names.login(retiring.login);
+        let waits_for = match behind.map(|behind| behind.services.as_slice()) {
+            Some([]) if outcome.other_sessions > 0 => {
+                ", when no session uses it any more: restart what still does".to_owned()
+            }
+            Some([]) | None => String::new(),
+            Some(services) => format!(", when its services have gone over: {}", services.join(", ")),
+        };
+        format!("the login {login} of before ends on {}{waits_for}", retiring.until)
+    });
+    DatabaseDetails {
+        as_told: false,
+        credential: Some(told_credential(credential, names)),
+        retirement,
+        size_bytes: outcome.size_bytes,
+        max_bytes: task.desired.max_bytes,
+        stopped: match outcome.growth {
+            Growth::Free => Stopped::No,
+            Growth::Stopped => Stopped::ReadOnly,
+            Growth::Closed => Stopped::Closed,
+        },
+        undeclared_extensions: outcome.undeclared_extensions.clone(),
+    }
+}
+
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// Closes what a server leaves open to everyone, before the first tenant is let in and then at a slow pace.
@@ -375,9 +618,14 @@ fn is_ours(secret: &Value, comune: &str) -> bool {
 }
 
 fn password_of(secret: &Value) -> Option<Secret> {
-    let encoded = secret.pointer("/data/password")?.as_str()?;
+    text_of(secret, "password").map(Secret::new)
+}
+
+/// A value of a Secret that is not empty.
+fn text_of(secret: &Value, key: &str) -> Option<String> {
+    let encoded = secret.get("data")?.get(key)?.as_str()?;
     let text = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
-    (!text.is_empty()).then(|| Secret::new(text))
+    (!text.is_empty()).then_some(text)
 }
 
 /// 160 random bits in letters and digits: no character of it has a meaning in an address or a shell.

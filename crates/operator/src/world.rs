@@ -6,7 +6,7 @@ use std::{
 };
 
 use conme_api::{Comune, DataCenter, ServiceTemplate};
-use conme_blueprint::{Claim, DatabaseSeen, Register};
+use conme_blueprint::{Claim, DatabaseDetails, DatabaseSeen, Register};
 use kube::{Resource, ResourceExt};
 
 use crate::databases::DatabaseState;
@@ -219,6 +219,7 @@ impl World {
                     system_identifier: told.system_identifier.clone().unwrap_or_default(),
                     provisioned_at: told.provisioned_at.as_ref()?.parse().ok()?,
                     database: told.database.clone(),
+                    details: Box::new(DatabaseDetails { as_told: true, ..DatabaseDetails::default() }),
                 })
             };
             if let Some(state) = state.or_else(from_status) {
