@@ -17,7 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use conme_api::{Comune, DataCenter, ServiceTemplate, keys};
 use conme_blueprint::{
-    ChildRef, DatabaseDetails, DatabaseSeen, Kind, Register, Site, amount::Amount, names, plan, totals_of, validate,
+    ChildRef, DatabaseDetails, DatabaseSeen, Kind, Register, Site, amount::Amount, names, plan, totals_of,
+    validate,
 };
 use conme_cluster::Index;
 use conme_stories::{Credentials, DataCentre, entity, eventually, operator_writes};

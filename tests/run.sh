@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-long=(quiet killed databases)
+long=(quiet killed databases rotation)
 others=(onboarding bad_input examples isolation drift rights operations)
 
 story() { cargo test --locked -q -p conme-stories $(printf -- '--test %s ' "$@") --no-fail-fast; }

@@ -142,10 +142,8 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
         })
     });
     let provisioned = found.or(told).filter(|provisioned| {
-        let annotations = comune.metadata.annotations.as_ref();
-        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
         let confirmation = confirmation(&database.spec.name, provisioned);
-        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
+        !words_of(comune).any(|word| word == confirmation)
     });
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
@@ -216,6 +214,26 @@ fn told_credential(credential: &Credential, names: &Names) -> CredentialStatus {
     }
 }
 
+/// What people have confirmed about vanished databases.
+fn words_of(comune: &Comune) -> impl Iterator<Item = &str> {
+    let annotations = comune.metadata.annotations.as_ref();
+    let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
+    words.map(String::as_str).unwrap_or_default().split(',').map(str::trim)
+}
+
+/// What a Secret shows of a database that no status tells of: it was provisioned when the operator made the Secret, at
+/// the latest.
+fn provisioned_by_secret(known: &Known, live: Option<&Value>, database: &str) -> Option<Provisioned> {
+    if known.told.as_ref().is_some_and(|told| told.provisioned_at.is_some()) || known.remembered.is_some() {
+        return None;
+    }
+    let live = live.filter(|live| child::is_of_operator(Kind::Secret, live))?;
+    let at = live.pointer("/metadata/creationTimestamp")?.as_str()?.parse().ok()?;
+    let provisioned = Provisioned { system_identifier: None, at };
+    let confirmation = confirmation(database, &provisioned);
+    (!known.confirmed.contains(&confirmation)).then_some(provisioned)
+}
+
 /// The word by which a person lets a vanished database be created anew: it holds for this loss only, because it names
 /// the time at which the lost one was provisioned.
 fn confirmation(database: &str, lost: &Provisioned) -> String {
@@ -249,6 +267,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                 let known = Known {
                     remembered: state.credential.clone(),
                     told: on_record(&comune, database).cloned(),
+                    confirmed: words_of(&comune).map(str::to_owned).collect(),
                     behind: state.behind.clone(),
                 };
                 (state.task.clone(), known)
@@ -354,6 +373,8 @@ struct Known {
     remembered: Option<(Credential, Secret)>,
     /// By the status.
     told: Option<DatabaseStatus>,
+    /// What people have confirmed about vanished databases.
+    confirmed: Vec<String>,
     /// Of its services.
     behind: Option<Behind>,
 }
@@ -466,13 +487,17 @@ async fn bring_about(
             ),
         ));
     }
+    let mut desired = task.desired.clone();
+    if desired.provisioned.is_none() {
+        desired.provisioned = provisioned_by_secret(&known, live.as_ref(), &desired.database);
+    }
     let now = whole_seconds(Timestamp::now());
     let (mut credential, password) = in_force(&known, live.as_ref(), task, &names, now);
     let behind = known.behind.filter(|behind| behind.generation == credential.generation);
     let handed_out = behind.as_ref().is_some_and(|behind| behind.services.is_empty());
     let (password, other_login) = match (password, rotation(&credential, &task.renewal, now, handed_out)) {
         // A database that has never been made has nothing to rotate.
-        (Some(_), Rotation::Begin) if task.desired.provisioned.is_some() => {
+        (Some(_), Rotation::Begin) if desired.provisioned.is_some() => {
             credential = credential.successor(now, task.renewal.overlap);
             (new_password()?, OtherLogin::Keep)
         }
@@ -488,11 +513,11 @@ async fn bring_about(
         }
     };
     secure(context, &task.server.name, &server).await?;
-    let desired = Desired { login: credential.login, other_login, ..task.desired.clone() };
+    (desired.login, desired.other_login) = (credential.login, other_login);
     let still_leading = |_: &conme_databases::postgresql::Step| *context.leads.borrow();
     let outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
         .await
-        .map_err(|problem| in_words(problem, &task.desired))?;
+        .map_err(|problem| in_words(problem, &desired))?;
     if other_login != OtherLogin::Keep && !outcome.other_login_open {
         credential.retiring = None;
     }
