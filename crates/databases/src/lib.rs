@@ -20,8 +20,8 @@ pub use credential::{Credential, Renewal, Retiring, Rotation, rotation};
 pub use growth::{Before, growth};
 pub use identifiers::{InvalidName, Login, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, Growth, OtherLogin, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts,
-    TlsMode,
+    Binding, Desired, Engine, Generation, Growth, OtherLogin, Outcome, OwnerTag, Provisioned, Secured,
+    Server, Timeouts, TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;

@@ -112,6 +112,9 @@ pub struct Desired {
     pub login: Login,
     /// What becomes of the other login.
     pub other_login: OtherLogin,
+    /// Which of the credentials of this database it is, so that a caller whom another one has overtaken does no harm;
+    /// absent when that is not known.
+    pub generation: Option<Generation>,
     /// Whether the application may enter at all. A database that is being filled by a migration is closed: no login,
     /// no right to connect, sessions ended.
     pub open: bool,
@@ -145,6 +148,16 @@ pub enum OtherLogin {
     CloseWhenUnused,
     /// It is closed, after the login in force has been proved, and its sessions are ended.
     Close,
+}
+
+/// A credential among those that a database has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// 1 for the first, one more with each that followed.
+    pub number: u32,
+    /// Whether the applications have been handed it. From then on no older one is put in force, and no other one of the
+    /// same number.
+    pub handed_out: bool,
 }
 
 /// Whether a database may grow.
@@ -195,6 +208,8 @@ pub struct Outcome {
     pub other_login_open: bool,
     /// How many sessions of the login that is not in force there were.
     pub other_sessions: u32,
+    /// The number of the last credential that is known on the server to have been handed out.
+    pub generation: u32,
     /// Whether it may grow.
     pub growth: Growth,
     /// For the application's binding.

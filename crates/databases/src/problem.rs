@@ -124,6 +124,19 @@ pub enum Problem {
         database: String,
     },
 
+    /// Another operator has replaced the credential meanwhile. Nothing was changed.
+    #[error(
+        "another operator has replaced the password of database \"{database}\" meanwhile (credential {found}, not {known}): tried again by itself"
+    )]
+    Overtaken {
+        /// The database's name on the server.
+        database: String,
+        /// The number of the credential in force.
+        found: u32,
+        /// The number that the caller knows.
+        known: u32,
+    },
+
     /// A limit of time was reached.
     #[error("no answer within {} s while trying to {doing}: tried again by itself", limit.as_secs_f32())]
     Timeout {
@@ -174,6 +187,7 @@ impl Problem {
             Self::Tls { .. } => "TlsFailed",
             Self::Server { .. } => "ServerRefused",
             Self::Busy { .. } => "Busy",
+            Self::Overtaken { .. } => "Overtaken",
             Self::Timeout { .. } => "Timeout",
             Self::Stopped { .. } => "Stopped",
             Self::NotConverged { .. } => "NotConverged",
@@ -195,6 +209,7 @@ impl Problem {
             Self::Unreachable { .. }
             | Self::Server { .. }
             | Self::Busy { .. }
+            | Self::Overtaken { .. }
             | Self::Timeout { .. }
             | Self::Stopped { .. }
             | Self::NotConverged { .. }

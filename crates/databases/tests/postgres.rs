@@ -34,6 +34,7 @@ fn desired(comune: &str) -> Desired {
         adopt: false,
         login: Login::First,
         other_login: OtherLogin::Close,
+        generation: None,
         open: true,
         max_bytes: None,
         moved_from: None,

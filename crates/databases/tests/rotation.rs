@@ -14,7 +14,7 @@ use std::{
 };
 
 use conme_databases::{
-    Desired, Growth, Login, OtherLogin, Outcome, OwnerTag, Problem, Secret, ensure, ensure_while,
+    Desired, Generation, Growth, Login, OtherLogin, Outcome, OwnerTag, Problem, Secret, ensure, ensure_while,
 };
 use support::{Postgres, column};
 use tokio_postgres::{Client, error::SqlState};
@@ -31,6 +31,7 @@ fn desired(comune: &str) -> Desired {
         adopt: false,
         login: Login::First,
         other_login: OtherLogin::Close,
+        generation: None,
         open: true,
         max_bytes: None,
         moved_from: None,
@@ -145,6 +146,37 @@ async fn a_rotation_killed_anywhere_leaves_the_credential_that_is_handed_out_val
     }
     let verifiers = "select rolname from pg_authid where rolname like 'ruota%' and rolpassword is not null";
     assert_eq!(column(&pg.admin("postgres").await, verifiers).await, ["ruota__protocollo__app"]);
+}
+
+#[tokio::test]
+async fn rule_10_an_operator_that_was_overtaken_does_no_harm() {
+    let pg = Postgres::shared();
+    let base = desired("sorpasso");
+    let as_of = |desired: Desired, number: u32, handed_out: bool| Desired {
+        generation: Some(Generation { number, handed_out }),
+        ..desired
+    };
+    let first = as_of(with(&base, Login::First, OtherLogin::Close), 1, true);
+    assert_eq!(converge(pg, &first, "one").await.generation, 1);
+    // One operator rotates. Until it has handed the credential out, the one of before is in force.
+    let begin = as_of(with(&base, Login::Second, OtherLogin::Keep), 2, false);
+    converge(pg, &begin, "given-up").await;
+    converge(pg, &first, "one").await;
+    converge(pg, &begin, "two").await;
+    let second = as_of(begin.clone(), 2, true);
+    let outcome = converge(pg, &second, "two").await;
+    assert_eq!(outcome.changed, ["note on database sorpasso__protocollo: credential 2 has been handed out"]);
+    // The other one was paused and goes on with what it knew: to close the login, to rotate by itself.
+    let handed = Handed::new(&base, Login::Second, "two");
+    for (late, password) in [(&first, "one"), (&begin, "mine")] {
+        let told = ensure(&pg.server(), late, &Secret::new(password)).await.unwrap_err();
+        assert!(matches!(told, Problem::Overtaken { found: 2, .. }) && !told.needs_a_person(), "{told}");
+        handed.opens(pg, &base, "overtaken").await;
+    }
+    // Nobody knows how many there were: the server tells.
+    let outcome = converge(pg, &with(&base, Login::Second, OtherLogin::Keep), "two").await;
+    assert_eq!((outcome.generation, outcome.changed.len()), (2, 0));
+    assert!(converge(pg, &second, "two").await.changed.is_empty());
 }
 
 #[tokio::test]

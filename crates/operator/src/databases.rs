@@ -14,8 +14,8 @@ use conme_blueprint::{
     child, credential,
 };
 use conme_databases::{
-    Credential, Desired, Engine, Growth, Login, Names, OtherLogin, Outcome, OwnerTag, Problem, Provisioned,
-    Renewal, Retiring, Rotation, Secret, Server, Timeouts, TlsMode, rotation,
+    Credential, Desired, Engine, Generation, Growth, Login, Names, OtherLogin, Outcome, OwnerTag, Problem,
+    Provisioned, Renewal, Retiring, Rotation, Secret, Server, Timeouts, TlsMode, rotation,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret as KubeSecret;
@@ -161,6 +161,7 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             adopt: database.spec.adopt,
             login: Login::First,
             other_login: OtherLogin::Keep,
+            generation: None,
             open: true,
             max_bytes: database
                 .spec
@@ -439,7 +440,7 @@ impl From<Problem> for Trouble {
             Problem::NotOurs { .. } => reasons::CONFLICT,
             Problem::Unreachable { .. } | Problem::Timeout { .. } => reasons::SERVER_UNREACHABLE,
             Problem::ExtensionNotAllowed { .. } | Problem::InvalidName(_) => reasons::INVALID,
-            Problem::Busy { .. } => reasons::WAITING,
+            Problem::Busy { .. } | Problem::Overtaken { .. } => reasons::WAITING,
             _ => reasons::DATABASE_FAILED,
         };
         Self::new(reason, problem.to_string())
@@ -495,10 +496,15 @@ async fn bring_about(
     let (mut credential, password) = in_force(&known, live.as_ref(), task, &names, now);
     let behind = known.behind.filter(|behind| behind.generation == credential.generation);
     let handed_out = behind.as_ref().is_some_and(|behind| behind.services.is_empty());
+    let on_record = known.remembered.is_some()
+        || known.told.as_ref().is_some_and(|told| told.credential.is_some())
+        || credential.generation > 1;
+    let mut generation = Generation { number: credential.generation, handed_out: true };
     let (password, other_login) = match (password, rotation(&credential, &task.renewal, now, handed_out)) {
         // A database that has never been made has nothing to rotate.
         (Some(_), Rotation::Begin) if desired.provisioned.is_some() => {
             credential = credential.successor(now, task.renewal.overlap);
+            generation = Generation { number: credential.generation, handed_out: false };
             (new_password()?, OtherLogin::Keep)
         }
         (Some(password), Rotation::Begin) => (password, OtherLogin::Keep),
@@ -508,18 +514,24 @@ async fn bring_about(
             if known.told.is_some_and(|told| told.provisioned_at.is_some()) {
                 credential.generation = credential.generation.saturating_add(1);
                 credential.issued_at = now;
+                generation = Generation { number: credential.generation, handed_out: false };
             }
             (new_password()?, OtherLogin::Keep)
         }
     };
     secure(context, &task.server.name, &server).await?;
     (desired.login, desired.other_login) = (credential.login, other_login);
+    desired.generation = on_record.then_some(generation);
     let still_leading = |_: &conme_databases::postgresql::Step| *context.leads.borrow();
-    let outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
+    let mut outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
         .await
         .map_err(|problem| in_words(problem, &desired))?;
     if other_login != OtherLogin::Keep && !outcome.other_login_open {
         credential.retiring = None;
+    }
+    if !on_record {
+        // Status and Secret were lost: the server still knows how many there were.
+        credential.generation = credential.generation.max(outcome.generation);
     }
     for change in &outcome.changed {
         tracing::info!(comune = %task.desired.comune, database = %task.desired.database, %change, "database");
@@ -563,6 +575,13 @@ async fn bring_about(
         written.map_err(|error| {
             Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error)))
         })?;
+    }
+    if desired.generation.is_some_and(|generation| !generation.handed_out) {
+        // From here on, an operator that has missed this changes nothing.
+        desired.generation = Some(Generation { number: credential.generation, handed_out: true });
+        outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
+            .await
+            .map_err(|problem| in_words(problem, &desired))?;
     }
     let details = details(task, &names, &credential, &outcome, behind.as_ref());
     let seen = DatabaseSeen::Ready {
@@ -707,4 +726,159 @@ async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result
         admin_password: Secret::new(key("password")?),
         timeouts: Timeouts::default(),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const APP: &str = "dolo__dati__app";
+    const APP2: &str = "dolo__dati__app2";
+
+    fn at(time: &str) -> Timestamp {
+        format!("2026-03-0{time}:00:00Z").parse().unwrap()
+    }
+
+    fn task() -> Task {
+        Task {
+            desired: Desired {
+                comune: "dolo".into(),
+                database: "dati".into(),
+                tag: OwnerTag { istat: None, uid: "u".into() },
+                extensions: [].into(),
+                allowed_extensions: [].into(),
+                connection_limit: None,
+                locale: None,
+                adopt: false,
+                login: Login::First,
+                other_login: OtherLogin::Keep,
+                generation: None,
+                open: true,
+                max_bytes: None,
+                moved_from: None,
+                provisioned: Some(Provisioned { system_identifier: None, at: at("1T00") }),
+            },
+            renewal: Renewal { requested: None, max_age: None, overlap: SignedDuration::from_hours(24) },
+            server: serde_json::from_value(json!({
+                "name": "pg", "engine": "postgresql", "host": "h", "port": 1, "cidrs": [], "adminSecret": "s",
+            }))
+            .unwrap(),
+            namespace: "dolo-produzione".into(),
+            secret: "db-dati".into(),
+        }
+    }
+
+    fn secret(username: &str, password: &str, note: Option<&str>) -> Value {
+        let data = json!({"username": BASE64.encode(username), "password": BASE64.encode(password)});
+        json!({"metadata": {"annotations": {keys::CREDENTIAL: note}}, "data": data})
+    }
+
+    fn told(generation: u32, login: &str) -> Option<DatabaseStatus> {
+        let status = json!({
+            "name": "dati", "ready": true, "reason": "", "message": "", "server": "pg", "database": "", "secret": "",
+            "provisionedAt": at("1T00").to_string(),
+            "credential": {"login": login, "issuedAt": at("2T00").to_string(), "generation": generation},
+        });
+        serde_json::from_value(status).unwrap()
+    }
+
+    fn remembered(generation: u32, login: Login, password: &str) -> Option<(Credential, Secret)> {
+        let credential = Credential { login, issued_at: at("2T00"), generation, retiring: None };
+        Some((credential, Secret::new(password)))
+    }
+
+    /// Login, generation and password that count.
+    fn counts(
+        remembered: Option<(Credential, Secret)>,
+        told: Option<DatabaseStatus>,
+        live: Option<Value>,
+    ) -> (Login, u32, Option<String>) {
+        let known = Known { remembered, told, confirmed: Vec::new(), behind: None };
+        let task = task();
+        let names = task.desired.names().unwrap();
+        let (credential, password) = in_force(&known, live.as_ref(), &task, &names, at("4T00"));
+        (credential.login, credential.generation, password.map(|password| password.expose().to_owned()))
+    }
+
+    #[test]
+    fn the_youngest_of_secret_status_and_memory_counts() {
+        let some = |text: &str| Some(text.to_owned());
+        let note = |generation: u32| Some(format!("{generation}@{}", at("3T00")));
+        // A database of the version before: the Secret has no note, the status no credential.
+        assert_eq!(counts(None, None, Some(secret(APP, "p", None))), (Login::First, 1, some("p")));
+        assert_eq!(counts(None, None, None), (Login::First, 1, None));
+        // Killed after the Secret was written and before anything else was.
+        let live = || Some(secret(APP2, "new", note(2).as_deref()));
+        assert_eq!(counts(None, told(1, APP), live()), (Login::Second, 2, some("new")));
+        assert_eq!(
+            counts(remembered(1, Login::First, "old"), told(1, APP), live()),
+            (Login::Second, 2, some("new"))
+        );
+        // A Secret that was changed by hand, or is gone, is put back from memory.
+        for by_hand in [None, Some(secret(APP2, "mine", note(2).as_deref())), Some(secret(APP, "mine", None))]
+        {
+            let known = remembered(2, Login::Second, "new");
+            assert_eq!(counts(known, told(2, APP2), by_hand), (Login::Second, 2, some("new")));
+        }
+        // Nobody remembers: it is lost.
+        assert_eq!(counts(None, told(2, APP2), None), (Login::Second, 2, None));
+        assert_eq!(counts(None, told(2, APP2), Some(secret(APP, "x", None))), (Login::Second, 2, None));
+        assert_eq!(
+            counts(None, told(1, APP), Some(secret("postgres", "x", note(9).as_deref()))),
+            (Login::First, 1, None)
+        );
+        // A note that no operator can have written yet.
+        let future = Some(secret(APP2, "x", Some("9@2027-01-01T00:00:00Z")));
+        assert_eq!(counts(None, told(1, APP), future), (Login::First, 1, None));
+    }
+
+    #[test]
+    fn a_status_that_was_lost_leaves_the_login_before_its_time() {
+        let known = Known { remembered: None, told: None, confirmed: Vec::new(), behind: None };
+        let task = task();
+        let names = task.desired.names().unwrap();
+        let live = secret(APP2, "p", Some(&format!("2@{}", at("3T00"))));
+        let (credential, _) = in_force(&known, Some(&live), &task, &names, at("4T00"));
+        assert_eq!(credential.retiring, Some(Retiring { login: Login::First, until: at("4T00") }));
+        // What the status tells is read as it was written.
+        let status = DatabaseStatus {
+            credential: Some(told_credential(&credential, &names)),
+            ..told(1, APP).unwrap()
+        };
+        assert_eq!(credential_on_record(&status, &names), Some(credential));
+    }
+
+    fn seen(size_bytes: u64, max_bytes: Option<u64>) -> DatabaseSeen {
+        let details = DatabaseDetails { size_bytes, max_bytes, ..DatabaseDetails::default() };
+        DatabaseSeen::Ready {
+            system_identifier: String::new(),
+            provisioned_at: at("1T00"),
+            database: String::new(),
+            details: Box::new(details),
+        }
+    }
+
+    #[test]
+    fn a_database_that_fills_up_is_looked_at_more_often() {
+        let recheck = Duration::from_secs(300);
+        let pause = |percent: u64| pause(recheck, &seen(percent, Some(100)), None).as_secs();
+        assert!(pause(79) >= 300 && (30..40).contains(&pause(80)) && (10..14).contains(&pause(95)));
+        assert!(super::pause(recheck, &seen(1 << 40, None), None) >= recheck);
+        let ends = Retiring { login: Login::First, until: Timestamp::now() + SignedDuration::from_secs(60) };
+        let credential = Credential { retiring: Some(ends), ..Credential::first(at("1T00")) };
+        let left = super::pause(recheck, &seen(1, None), Some(&credential)).as_secs();
+        assert!((50..=61).contains(&left), "{left}");
+    }
+
+    #[test]
+    fn a_size_that_hardly_moves_is_no_news() {
+        let moved = |bytes: u64| {
+            let mut now = seen(bytes, None);
+            keep_size(Some(&seen(1000, None)), &mut now);
+            now == seen(1000, None)
+        };
+        assert!(moved(1050) && moved(950) && !moved(1051) && !moved(949));
+    }
 }

@@ -232,6 +232,7 @@ impl Work<'_> {
             login_proved,
             other_login_open: seen_other.is_some_and(|seen| seen.login) && !closed_now,
             other_sessions: seen_other.map_or(0, |seen| seen.sessions),
+            generation: plan::generation(observed),
             growth,
             binding: Binding {
                 host: self.server.host.clone(),

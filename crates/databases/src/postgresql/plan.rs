@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Available, Grant, Membership, Object, Observed, SeenDatabase, SeenRole, Step,
-    step::GROWTH_MARK,
+    step::{CREDENTIAL_MARK, GROWTH_MARK},
     tag::{self, Claim},
 };
 use crate::{Before, Desired, Growth, Login, MissingData, Names, OtherLogin, Problem};
@@ -31,6 +31,7 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem
     let names = desired.names()?;
     data_is_there(desired, &names, observed)?;
     all_is_ours(desired, &names, observed)?;
+    nobody_was_faster(desired, &names, observed)?;
     let extensions = extensions(desired, observed)?;
     let growth = growth(desired, observed);
 
@@ -48,6 +49,10 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem
         acting(&mut steps, &names, observed);
     }
     let mut end = Vec::new();
+    let handed_out = desired.generation.filter(|generation| generation.handed_out).map(|g| g.number);
+    if let Some(generation) = handed_out.filter(|number| *number > generation(observed)) {
+        end.push(Step::MarkCredential { database: names.database().to_owned(), generation });
+    }
     size(&mut steps, &mut end, &names, observed, growth);
     let rules = Rules::new(desired, growth);
     database(&mut steps, &mut end, desired, &names, observed, &rules.database);
@@ -77,6 +82,24 @@ pub(super) fn afterwards(desired: &Desired, names: &Names, observed: &Observed) 
         OtherLogin::CloseWhenUnused => vec![close],
         OtherLogin::Close => vec![close, end_sessions(&[other])],
     }
+}
+
+/// The number of the last credential that is known to have been handed out. The first one is not noted.
+pub(super) fn generation(observed: &Observed) -> u32 {
+    let noted = observed.database.as_ref().and_then(|seen| setting(&seen.settings, CREDENTIAL_MARK));
+    noted.and_then(|number| number.parse().ok()).unwrap_or(1)
+}
+
+/// A lease alone does not stop an operator that was paused: without this, it would close the login that another one has
+/// handed out, or change its password.
+fn nobody_was_faster(desired: &Desired, names: &Names, observed: &Observed) -> Result<(), Problem> {
+    let Some(known) = desired.generation else { return Ok(()) };
+    let found = generation(observed);
+    let overtaken = if known.handed_out { found > known.number } else { found >= known.number };
+    if !overtaken {
+        return Ok(());
+    }
+    Err(Problem::Overtaken { database: names.database().to_owned(), found, known: known.number })
 }
 
 /// Whether the application may not enter.

@@ -213,6 +213,13 @@ pub enum Step {
         /// Whether they are.
         on: bool,
     },
+    /// Notes on a database which of its credentials has been handed out.
+    MarkCredential {
+        /// The database.
+        database: String,
+        /// The number of the credential.
+        generation: u32,
+    },
     /// Notes on a database that its growth has been stopped, and at which size; or that it may grow.
     MarkGrowth {
         /// The database.
@@ -224,6 +231,8 @@ pub enum Step {
 
 /// The setting in which [`Step::MarkGrowth`] keeps its note: only the administrator can change it.
 pub(super) const GROWTH_MARK: &str = "conme.growth";
+/// The setting in which [`Step::MarkCredential`] keeps its note.
+pub(super) const CREDENTIAL_MARK: &str = "conme.credential";
 
 impl Step {
     /// Where it must be run.
@@ -245,6 +254,7 @@ impl Step {
             | Self::CloseLogin { .. }
             | Self::EndSessions { .. }
             | Self::ReadOnly { .. }
+            | Self::MarkCredential { .. }
             | Self::MarkGrowth { .. } => Place::Server,
             Self::CreateSchema { .. }
             | Self::OwnSchema { .. }
@@ -350,6 +360,9 @@ impl Step {
             Self::ReadOnly { database, on: false } => {
                 format!("ALTER DATABASE {} RESET default_transaction_read_only", name(database))
             }
+            Self::MarkCredential { database, generation } => {
+                format!("ALTER DATABASE {} SET {CREDENTIAL_MARK} = '{generation}'", name(database))
+            }
             Self::MarkGrowth { database, mark: Some(mark) } => {
                 format!("ALTER DATABASE {} SET {GROWTH_MARK} = {}", name(database), escape_literal(mark))
             }
@@ -407,6 +420,9 @@ impl Step {
             }
             Self::ReadOnly { database, on: false } => {
                 format!("let new sessions of database {database} write")
+            }
+            Self::MarkCredential { database, generation } => {
+                format!("note on database {database}: credential {generation} has been handed out")
             }
             Self::MarkGrowth { database, mark } => {
                 format!("note on database {database}: {}", mark.as_deref().unwrap_or("it may grow"))

@@ -24,6 +24,7 @@ fn desired() -> Desired {
         adopt: false,
         login: Login::First,
         other_login: OtherLogin::Close,
+        generation: None,
         open: true,
         max_bytes: None,
         moved_from: None,
