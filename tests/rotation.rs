@@ -239,6 +239,19 @@ async fn a_rotation_under_load_shuts_nobody_out_although_the_operator_is_killed(
     }
     let events = install::run(data_centre.instance(), "kubectl", &["get", "events", "-A"], None).await?;
     assert!(events.contains(reasons::CREDENTIALS_ROTATED), "{events}");
+
+    // Comune and namespace are gone, and with them status and Secret: the server still knows how many there were.
+    let before = generation(&data_centre.comuni().get("rot-uno").await?);
+    data_centre.tidy_up("rot-uno").await?;
+    eventually("the namespace is gone", || async {
+        Ok(data_centre.read(Kind::Namespace, "", NAMESPACE).await?.is_none())
+    })
+    .await?;
+    data_centre.apply("rot-uno", spec("Uno", 903_001, database(json!({})))).await?;
+    let comune = data_centre.ready("rot-uno").await?;
+    assert!(generation(&comune) >= before, "{} after {before}", generation(&comune));
+    let found = Credentials::of(&data_centre, NAMESPACE, "dati").await?.login(None).await?;
+    assert_ne!(found.value("select count(*) from t").await?, "0");
     Ok(())
 }
 
