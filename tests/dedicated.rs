@@ -4,10 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use conme_api::{Comune, reasons};
 use conme_blueprint::Kind;
-use conme_stories::{Credentials, DataCentre, checkout, condition, entity, eventually, is_current};
+use conme_stories::{Credentials, DataCentre, checkout, condition, entity, eventually, is_current, refusal};
 use conme_testbed::install;
 use kube::{
     Api,
@@ -164,6 +164,12 @@ async fn rule_13_a_server_of_its_own_is_waited_for_and_never_taken_away() -> Res
     play_cloud_native_pg(&data_centre, 3, "7400000000000000001").await?;
     data_centre.ready(COMUNE).await?;
 
+    // Not by accident: whoever deletes it says which one.
+    let (code, message) = refusal(clusters.delete(NAME, &DeleteParams::default()).await);
+    ensure!(code == 403 && message.contains("to confirm, as the SAD"), "{code} {message}");
+    let word = format!("{NAME}/{}", cluster.metadata.uid.clone().unwrap_or_default());
+    let confirm = json!({"metadata": {"annotations": {"conme.venis.it/confirm-delete": word}}});
+    clusters.patch(NAME, &PatchParams::default(), &Patch::Merge(&confirm)).await?;
     // Gone is gone: nothing is made in its place until a person says so.
     clusters.delete(NAME, &DeleteParams::default()).await?;
     let lost = told(&data_centre, reasons::DATA_MISSING, "is gone, and its data with it").await?;
