@@ -104,7 +104,7 @@ fn a_comune() -> Value {
             },
             {
                 "name": "propria", "engine": "mariadb", "environment": "collaudo",
-                "placement": {"dedicated": {"instances": 1, "storage": "10Gi"}},
+                "placement": {"dedicated": {"instances": 1, "storage": "10Gi", "cpu": "1", "memory": "2Gi"}},
             },
         ],
         "services": [{

@@ -634,7 +634,7 @@ async fn a_dropped_database_is_made_anew_only_on_a_persons_word(
     databases_not_ready(data_centre, "dat-perso", reasons::DATA_MISSING).await?;
     data_centre.instance().stop_program(OPERATOR).await?;
     data_centre.instance().start_program(OPERATOR).await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     looked_at(data_centre, reasons::DATA_MISSING, 2.0).await?;
     databases_not_ready(data_centre, "dat-perso", reasons::DATA_MISSING).await?;
     assert!(!exists(admin, NAME).await?);

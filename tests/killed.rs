@@ -444,7 +444,7 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
         );
     }
     let last_edit = Instant::now();
-    story.data_centre.operator_gets_ready().await?;
+    story.data_centre.operator_gets_ready(async || Ok(())).await?;
     story.over.store(true, Ordering::Release);
     let (edits, drifts) = people.await??;
     // What is marked is marked before the end; what came last is looked at below.

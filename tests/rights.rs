@@ -356,6 +356,10 @@ fn for_rare_days() -> BTreeSet<Right> {
     let mut definition = right("apiextensions.k8s.io", "customresourcedefinitions", "get");
     definition.3 = "comuni.conme.venis.it".to_owned();
     rare.insert(definition);
+    // Databases on servers of their own: where CloudNativePG is served, as in the story of that name.
+    for resource in ["clusters", "databases"] {
+        rare.extend(["get", "create", "patch"].map(|verb| right("postgresql.cnpg.io", resource, verb)));
+    }
     rare
 }
 

@@ -357,7 +357,7 @@ pub struct TrafficRule {
 #[x_kube(
     validation = Rule::new("self.engine == oldSelf.engine")
         .message("the engine of a database cannot change: declare a new database and migrate the data").field_path(".engine"),
-    validation = Rule::new("self.placement == oldSelf.placement")
+    validation = Rule::new("has(self.placement.shared) == has(oldSelf.placement.shared) && (!has(self.placement.shared) || self.placement.shared == oldSelf.placement.shared)")
         .message("a database does not move by editing its placement: declare a new database and migrate the data").field_path(".placement"),
     validation = Rule::new("self.engine == 'postgresql' || !has(self.extensions)")
         .message("extensions exist for postgresql only").field_path(".extensions")
@@ -408,7 +408,7 @@ pub enum Placement {
     Dedicated(Dedicated),
 }
 
-/// A database server of its own.
+/// A PostgreSQL server of its own, run by CloudNativePG in the namespace of the environment.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Dedicated {
@@ -417,6 +417,12 @@ pub struct Dedicated {
     pub instances: u32,
     /// Size of each instance's volume: 100Gi.
     pub storage: Quantity,
+    /// vCPU of each instance, out of the quota: 1. Default: 500m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory of each instance, out of the quota: 4Gi. Default: 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
 }
 
 /// A service from the catalogue.

@@ -241,6 +241,30 @@ pub struct NetworkSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 43)))]
     pub node_local_dns: Vec<String>,
+    /// Where the API server is. Needed for databases on servers of their own only: their pods speak with it, and
+    /// nothing else in a municipality's namespaces may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_server: Option<Endpoints>,
+    /// Namespace of the operator of CloudNativePG, which runs databases on servers of their own. Default cnpg-system.
+    #[serde(default = "cloud_native_pg_namespace")]
+    #[schemars(length(min = 1, max = 63))]
+    pub cloud_native_pg_namespace: String,
+}
+
+/// Addresses and ports of something that runs elsewhere.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoints {
+    /// Address ranges in CIDR notation.
+    #[schemars(length(min = 1, max = 16), inner(length(max = 43)))]
+    pub cidrs: Vec<String>,
+    /// TCP ports.
+    #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 65535)))]
+    pub ports: Vec<u16>,
+}
+
+fn cloud_native_pg_namespace() -> String {
+    "cnpg-system".into()
 }
 
 fn dns_namespace() -> String {
@@ -249,7 +273,12 @@ fn dns_namespace() -> String {
 
 impl Default for NetworkSettings {
     fn default() -> Self {
-        Self { dns_namespace: dns_namespace(), node_local_dns: Vec::new() }
+        Self {
+            dns_namespace: dns_namespace(),
+            node_local_dns: Vec::new(),
+            api_server: None,
+            cloud_native_pg_namespace: cloud_native_pg_namespace(),
+        }
     }
 }
 

@@ -28,6 +28,9 @@ pub const ORPHANED: &str = "conme.venis.it/orphaned";
 pub const ORPHANED_AT: &str = "conme.venis.it/orphaned-at";
 /// Annotation set by the SAD on a namespace to let a Comune take it over: the name of that Comune.
 pub const ADOPT: &str = "conme.venis.it/adopt";
+/// Annotation set by the SAD on a namespace, a DataCenter or a definition that may be deleted: `<name>/<uid>`. Without
+/// it the admission policies refuse.
+pub const CONFIRM_DELETE: &str = "conme.venis.it/confirm-delete";
 /// Annotation set by the SAD on a Comune: a database that has vanished may be created anew, empty. Its value names the
 /// database and the time at which the lost one was provisioned, `protocollo@2026-11-22T09:31:42Z`, so that it never
 /// speaks of a later loss; several are separated by commas.

@@ -4,7 +4,7 @@
 //! Nothing is decided from what happened before: each look starts from the manifest, the status and the clock, so that
 //! a person who takes the word back stops whatever is not done yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use conme_api::{Comune, ComuneStatus, DeletionPolicy, DeletionStatus, Engine, Placement, keys, reasons};
 use jiff::{SignedDuration, Timestamp};
@@ -13,6 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use crate::{
     child::ChildRef,
     kind::Wave,
+    names,
     plan::{Action, NamespaceSeen, Observed, Plan, identity_clash},
     report,
 };
@@ -215,6 +216,7 @@ pub fn estate(comune: &Comune, observed: &Observed) -> Estate {
     let name = comune.metadata.name.clone().unwrap_or_default();
     let uid = comune.metadata.uid.clone().unwrap_or_default();
     let mut estate = Estate::default();
+    let held = namespaces_with_servers(comune);
     for (namespace, seen) in &observed.namespaces {
         if !is_labelled(&name, seen) {
             continue;
@@ -223,6 +225,8 @@ pub fn estate(comune: &Comune, observed: &Observed) -> Estate {
             estate.terminating.push(namespace.clone());
         } else if seen.labels.get(keys::PROTECTED).map(String::as_str) == Some("true") {
             estate.kept.insert(namespace.clone(), "it is protected");
+        } else if held.contains(namespace) {
+            estate.kept.insert(namespace.clone(), "it holds a database server whose data is to be kept");
         } else if !observed.own_namespaces.contains(&seen.uid)
             && identity_clash(&comune.spec.entity, &uid, &name, seen).is_some()
         {
@@ -242,6 +246,24 @@ pub fn estate(comune: &Comune, observed: &Observed) -> Estate {
         if goes { &mut estate.drop } else { &mut estate.retain }.push(database.name.clone());
     }
     estate
+}
+
+/// Namespaces with a database on a server of its own that is not to be deleted: the server would go with its namespace.
+/// Also one that left the manifest, whose policy nobody knows any more.
+fn namespaces_with_servers(comune: &Comune) -> BTreeSet<String> {
+    let name = comune.metadata.name.clone().unwrap_or_default();
+    let declared = comune.spec.databases.iter().filter_map(|database| match &database.placement {
+        Placement::Dedicated(_) if database.deletion_policy == DeletionPolicy::Retain => {
+            Some(names::namespace(&name, &database.environment))
+        }
+        _ => None,
+    });
+    let server = format!("/{}", names::binding_secret(""));
+    let left = comune.status.iter().flat_map(|status| &status.orphans).filter_map(|orphan| {
+        let (namespace, _) = orphan.name.split_once(&server)?;
+        (orphan.kind == "Database").then(|| namespace.to_owned())
+    });
+    declared.chain(left).collect()
 }
 
 fn is_labelled(comune: &str, seen: &NamespaceSeen) -> bool {

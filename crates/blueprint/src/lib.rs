@@ -38,6 +38,6 @@ pub use plan::{
 pub use register::{Claim, Register};
 pub use report::{Failure, report, without_volatile};
 pub use validate::{
-    Problem, Scope, Site, ValidComune, ValidDatabase, ValidEnvironment, ValidService, Verdict, rules_of,
-    totals_in_force, totals_of, validate,
+    Problem, Scope, Site, ValidComune, ValidDatabase, ValidDedicated, ValidEnvironment, ValidService,
+    Verdict, rules_of, totals_in_force, totals_of, validate,
 };

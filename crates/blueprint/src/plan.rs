@@ -291,6 +291,7 @@ fn ways_to_databases_kept(comune: &ValidComune, observed: &Observed) -> BTreeSet
         .spec
         .databases
         .iter()
+        .filter(|database| matches!(database.placement, conme_api::Placement::Shared(_)))
         .filter(|database| !comune.databases.iter().any(|valid| valid.spec.name == database.name))
         .map(|database| crate::names::namespace(&comune.name, &database.environment))
         .map(|namespace| ChildRef::new(Kind::NetworkPolicy, namespace, build::DATABASES_POLICY))

@@ -419,9 +419,7 @@ fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> 
         .iter()
         .map(|database| {
             let before = previous.databases.iter().find(|before| before.name == database.name);
-            let conme_api::Placement::Shared(server) = &database.placement else {
-                return failed_database(&database.name, before, facts, String::new(), String::new());
-            };
+            let server = place(&name, database);
             let secret = format!(
                 "{}/{}",
                 crate::names::namespace(&name, &database.environment),
@@ -445,17 +443,28 @@ fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> 
                         ready: true,
                         reason: reasons::AS_DECLARED.into(),
                         message: format!("{on_server} on {server}"),
-                        server: server.clone(),
+                        server,
                         database: on_server.clone(),
                         secret,
                         system_identifier: Some(system_identifier.clone()),
                         provisioned_at: Some(rfc3339(*provisioned_at)),
                     }
                 }
-                _ => failed_database(&database.name, before, facts, server.clone(), secret),
+                _ => failed_database(&database.name, before, facts, server, secret),
             }
         })
         .collect()
+}
+
+/// Where a database lives, in words: a server of the data centre, or a CloudNativePG Cluster by namespace and name.
+fn place(comune: &str, database: &conme_api::Database) -> String {
+    match &database.placement {
+        conme_api::Placement::Shared(server) => server.clone(),
+        conme_api::Placement::Dedicated(_) => {
+            let namespace = crate::names::namespace(comune, &database.environment);
+            format!("{namespace}/{}", crate::names::binding_secret(&database.name))
+        }
+    }
 }
 
 /// A database that is not as declared. What was provisioned before stays on record: by it is known what is missing.
@@ -569,6 +578,7 @@ fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: 
         None => known_before(Kind::Namespace),
     };
 
+    let name = comune.metadata.name.clone().unwrap_or_default();
     let declared: BTreeSet<&str> =
         comune.spec.databases.iter().map(|database| database.name.as_str()).collect();
     let gone_now = previous
@@ -581,10 +591,9 @@ fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: 
         .databases
         .iter()
         .filter_map(|database| match facts.observed.databases.get(&database.name) {
-            Some(DatabaseSeen::Ready { database: on_server, .. }) => match &database.placement {
-                conme_api::Placement::Shared(server) => Some(format!("{server}/{on_server}")),
-                conme_api::Placement::Dedicated(_) => None,
-            },
+            Some(DatabaseSeen::Ready { database: on_server, .. }) => {
+                Some(format!("{}/{on_server}", place(&name, database)))
+            }
             _ => None,
         })
         .collect();

@@ -89,6 +89,7 @@ pub fn tenant_rules() -> Vec<Rule> {
         })
         .collect();
     rules.push(Rule::new("", &["secrets"], &["get", "create", "patch"]));
+    rules.push(Rule::new("postgresql.cnpg.io", &["clusters", "databases"], &["get", "create", "patch"]));
     rules
 }
 
@@ -150,6 +151,7 @@ fn guards_to_read() -> Vec<Rule> {
         Rule::new("events.k8s.io", &["events"], &READ),
         Rule::new("networking.k8s.io", &["networkpolicies"], &READ),
         Rule::new("rbac.authorization.k8s.io", &["rolebindings"], &READ),
+        Rule::new("postgresql.cnpg.io", &["clusters", "databases"], &READ),
     ]
 }
 

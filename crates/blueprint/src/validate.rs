@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use conme_api::{
-    Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Environment, Parameter, ParameterType,
-    Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion, Totals,
-    TrafficRule, VolumeKind, reasons,
+    Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Dedicated, Engine, Environment, Parameter,
+    ParameterType, Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion,
+    Totals, TrafficRule, VolumeKind, reasons,
 };
 use kube::ResourceExt;
 
@@ -82,6 +82,8 @@ pub struct ValidComune {
     pub environments: Vec<ValidEnvironment>,
     /// Databases that can be provisioned.
     pub databases: Vec<ValidDatabase>,
+    /// Databases on servers of their own that can be provisioned.
+    pub dedicated: Vec<ValidDedicated>,
     /// Services that can be deployed.
     pub services: Vec<ValidService>,
     /// Settings of the data centre that builders need.
@@ -117,6 +119,19 @@ pub struct ValidDatabase {
     /// Namespace of its binding Secret.
     pub namespace: String,
     /// Name of its binding Secret.
+    pub secret: String,
+}
+
+/// A database on a server of its own.
+#[derive(Clone, Debug)]
+pub struct ValidDedicated {
+    /// As it stands in the manifest.
+    pub spec: Database,
+    /// What the server is like.
+    pub server: Dedicated,
+    /// Namespace of the server and of the binding Secret.
+    pub namespace: String,
+    /// Name of the binding Secret; CloudNativePG's objects bear the same.
     pub secret: String,
 }
 
@@ -170,13 +185,30 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
     let databases: Vec<ValidDatabase> = spec
         .databases
         .iter()
-        .filter_map(|database| valid_database(&name, database, data_center, &mut problems))
+        .filter_map(|database| match &database.placement {
+            Placement::Shared(server) => valid_database(&name, database, server, data_center, &mut problems),
+            Placement::Dedicated(_) => None,
+        })
+        .collect();
+    let dedicated: Vec<ValidDedicated> = spec
+        .databases
+        .iter()
+        .filter_map(|database| match &database.placement {
+            Placement::Shared(_) => None,
+            Placement::Dedicated(server) => valid_dedicated(&name, database, server, site, &mut problems),
+        })
+        .collect();
+    let provisionable: BTreeSet<&str> = databases
+        .iter()
+        .map(|database| &database.spec)
+        .chain(dedicated.iter().map(|database| &database.spec))
+        .map(|database| database.name.as_str())
         .collect();
     let services = spec
         .services
         .iter()
         .filter_map(|service| {
-            let context = ServiceContext { comune, data_center, tier, databases: &databases };
+            let context = ServiceContext { comune, data_center, tier, provisionable: &provisionable };
             valid_service(service, &context, site, &mut problems)
         })
         .collect();
@@ -190,6 +222,7 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
         totals: size.totals,
         missing: size.missing,
         databases,
+        dedicated,
         services,
         ingress: data_center.spec.ingress.clone(),
         network: data_center.spec.network.clone(),
@@ -440,22 +473,14 @@ pub(crate) fn environments(comune: &str, spec: &ComuneSpec, totals: &Amounts) ->
 fn valid_database(
     comune: &str,
     database: &Database,
+    server_name: &str,
     data_center: &DataCenter,
     problems: &mut Problems,
 ) -> Option<ValidDatabase> {
     let scope = Scope::Database(database.name.clone());
     let path = |field: &str| format!("spec.databases[{}].{field}", database.name);
-    let Placement::Shared(server_name) = &database.placement else {
-        problems.add(
-            scope,
-            reasons::INVALID,
-            &path("placement.dedicated"),
-            "databases on a server of their own are not offered by this version; use placement: {shared: SERVER}".into(),
-        );
-        return None;
-    };
     let servers = &data_center.spec.database_servers;
-    let Some(server) = servers.iter().find(|server| server.name == *server_name) else {
+    let Some(server) = servers.iter().find(|server| server.name == server_name) else {
         let known: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
         problems.add(
             scope,
@@ -498,11 +523,62 @@ fn valid_database(
     })
 }
 
+fn valid_dedicated(
+    comune: &str,
+    database: &Database,
+    server: &Dedicated,
+    site: &Site<'_>,
+    problems: &mut Problems,
+) -> Option<ValidDedicated> {
+    let data_center = site.data_center?;
+    let before = problems.0.len();
+    let mut refuse = |field: &str, message: String| {
+        let path = format!("spec.databases[{}].{field}", database.name);
+        problems.add(Scope::Database(database.name.clone()), reasons::INVALID, &path, message);
+    };
+    if database.engine != Engine::Postgresql {
+        refuse(
+            "engine",
+            format!(
+                "a server of its own is PostgreSQL (CloudNativePG); {} lives on a shared server: \
+                 placement: {{shared: SERVER}}",
+                database.engine
+            ),
+        );
+    }
+    if data_center.spec.network.api_server.is_none() {
+        refuse(
+            "placement.dedicated",
+            "the pods of a database server speak with the API server, and its address is not known: set \
+             spec.network.apiServer in the DataCenter"
+                .into(),
+        );
+    }
+    if let (Some(class), Some(known)) = (data_center.spec.storage_classes.first(), site.storage_classes)
+        && !known.contains(class)
+    {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        refuse(
+            "placement.dedicated",
+            format!(
+                "the storage class `{class}` of the DataCenter does not exist in the cluster; there are: {}",
+                known.join(", ")
+            ),
+        );
+    }
+    (problems.0.len() == before).then(|| ValidDedicated {
+        spec: database.clone(),
+        server: server.clone(),
+        namespace: names::namespace(comune, &database.environment),
+        secret: names::binding_secret(&database.name),
+    })
+}
+
 struct ServiceContext<'a> {
     comune: &'a Comune,
     data_center: &'a DataCenter,
     tier: &'a str,
-    databases: &'a [ValidDatabase],
+    provisionable: &'a BTreeSet<&'a str>,
 }
 
 fn valid_service(
@@ -622,7 +698,7 @@ fn valid_service(
                 database.engine
             ),
         ),
-        Some(database) if !context.databases.iter().any(|valid| valid.spec.name == database.name) => refuse(
+        Some(database) if !context.provisionable.contains(database.name.as_str()) => refuse(
             "database",
             reasons::INVALID,
             format!(

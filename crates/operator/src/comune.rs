@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::{
     context::Context,
-    databases,
+    databases, dedicated,
     departure::{self, Way},
 };
 
@@ -177,22 +177,27 @@ fn former_uids(comune: &Comune, seen: &NamespaceSeen) -> Vec<String> {
 fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
     let Some(valid) = &sight.verdict.valid else { return };
     for database in &valid.databases {
-        let stands = sight
-            .observed
-            .children
-            .keys()
-            .any(|at| at.kind == Kind::Namespace && at.name == database.namespace);
-        let unguarded = [Wave::Namespaces, Wave::Guards]
-            .iter()
-            .filter_map(|wave| sight.plan.waves.get(wave))
-            .flatten()
-            .any(|action| action.at().home() == database.namespace);
-        let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == database.namespace);
-        if stands && !unguarded && !clashes {
-            let Some(home) = sight.observed.namespaces.get(&database.namespace) else { continue };
+        if let Some(home) = guarded_home(sight, &database.namespace) {
             databases::submit(context, comune, database, &home.uid, former_uids(comune, home));
         }
     }
+    for database in &valid.dedicated {
+        if guarded_home(sight, &database.namespace).is_some() {
+            dedicated::submit(context, comune, valid, database);
+        }
+    }
+}
+
+/// A namespace that stands, is guarded and belongs to nobody else.
+fn guarded_home<'a>(sight: &'a Sight, namespace: &str) -> Option<&'a NamespaceSeen> {
+    let stands = sight.observed.children.keys().any(|at| at.kind == Kind::Namespace && at.name == namespace);
+    let unguarded = [Wave::Namespaces, Wave::Guards]
+        .iter()
+        .filter_map(|wave| sight.plan.waves.get(wave))
+        .flatten()
+        .any(|action| action.at().home() == namespace);
+    let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == namespace);
+    sight.observed.namespaces.get(namespace).filter(|_| stands && !unguarded && !clashes)
 }
 
 async fn tell(

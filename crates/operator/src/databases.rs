@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use crate::{context::Context, removals, world::World};
+use crate::{context::Context, dedicated, removals, world::World};
 
 /// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -112,20 +112,7 @@ pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> 
 
 /// What `state` knows to have been provisioned comes from this process itself; a status may be older.
 fn task(comune: &Comune, name: &str, database: &ValidDatabase, state: &DatabaseState) -> Task {
-    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
-    let told = told.iter().find(|told| told.name == database.spec.name).and_then(|told| {
-        let at = told.provisioned_at.as_ref()?.parse().ok()?;
-        Some(Provisioned {
-            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
-            at,
-        })
-    });
-    let provisioned = state.provisioned.clone().or(told).filter(|provisioned| {
-        let annotations = comune.metadata.annotations.as_ref();
-        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
-        let confirmation = confirmation(&database.spec.name, provisioned);
-        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
-    });
+    let provisioned = provisioned(comune, &database.spec.name, state.provisioned.clone());
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
         desired: Desired {
@@ -149,6 +136,39 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, state: &DatabaseS
     }
 }
 
+/// What is known to have been provisioned and must be there. None also when a person has said that it may be made anew.
+///
+/// `found` is what this process itself knows; a status may be older.
+pub(crate) fn provisioned(
+    comune: &Comune,
+    database: &str,
+    found: Option<Provisioned>,
+) -> Option<Provisioned> {
+    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
+    let told = told.iter().find(|told| told.name == database).and_then(|told| {
+        let at = told.provisioned_at.as_ref()?.parse().ok()?;
+        Some(Provisioned {
+            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
+            at,
+        })
+    });
+    found.or(told).filter(|provisioned| {
+        let annotations = comune.metadata.annotations.as_ref();
+        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
+        let confirmation = confirmation(database, provisioned);
+        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
+    })
+}
+
+/// How to let a vanished database be created anew, with the very command.
+pub(crate) fn how_to_confirm(comune: &str, database: &str, lost: &Provisioned) -> String {
+    format!(
+        ". To start with an empty one: kubectl annotate comune {comune} {}={} --overwrite",
+        keys::CONFIRM_RECREATE,
+        confirmation(database, lost)
+    )
+}
+
 /// The word by which a person lets a vanished database be created anew: it holds for this loss only, because it names
 /// the time at which the lost one was provisioned.
 fn confirmation(database: &str, lost: &Provisioned) -> String {
@@ -156,7 +176,7 @@ fn confirmation(database: &str, lost: &Provisioned) -> String {
 }
 
 /// Spread by a quarter, so that what began together does not stay together.
-fn jittered(period: Duration) -> Duration {
+pub(crate) fn jittered(period: Duration) -> Duration {
     let most = (period.as_millis() as u64 / 4).max(1);
     period + Duration::from_millis(u64::from(getrandom::u32().unwrap_or_default()) % most)
 }
@@ -167,6 +187,9 @@ fn jittered(period: Duration) -> Duration {
 /// When it is not as declared; what happened is told in the status of its Comune.
 pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
+    if context.world().dedicated.contains_key(&(comune.to_owned(), database.to_owned())) {
+        return dedicated::reconcile(context, comune, database).await;
+    }
     let id = (comune.to_owned(), database.to_owned());
     if let Some(result) = removals::reconcile(context, &id).await {
         return result;
@@ -280,12 +303,7 @@ fn in_words(problem: Problem, desired: &Desired) -> Trouble {
     let missing = matches!(problem, Problem::DataMissing { .. });
     let mut trouble = Trouble::from(problem);
     if let Some(provisioned) = desired.provisioned.as_ref().filter(|_| missing) {
-        trouble.message.push_str(&format!(
-            ". To start with an empty one: kubectl annotate comune {} {}={} --overwrite",
-            desired.comune,
-            keys::CONFIRM_RECREATE,
-            confirmation(&desired.database, provisioned)
-        ));
+        trouble.message.push_str(&how_to_confirm(&desired.comune, &desired.database, provisioned));
     }
     trouble
 }
@@ -387,7 +405,7 @@ async fn secure(context: &Context, name: &str, server: &Server) -> Result<(), Tr
     Ok(())
 }
 
-fn is_ours(secret: &Value, comune: &str) -> bool {
+pub(crate) fn is_ours(secret: &Value, comune: &str) -> bool {
     let label = |pointer: &str| secret.pointer(pointer).and_then(Value::as_str);
     let managed = label("/metadata/labels/app.kubernetes.io~1managed-by") == Some(keys::MANAGER)
         && label("/metadata/labels/conme.venis.it~1comune") == Some(comune);
@@ -395,14 +413,14 @@ fn is_ours(secret: &Value, comune: &str) -> bool {
     managed || child::is_of_operator(Kind::Secret, secret)
 }
 
-fn password_of(secret: &Value) -> Option<Secret> {
+pub(crate) fn password_of(secret: &Value) -> Option<Secret> {
     let encoded = secret.pointer("/data/password")?.as_str()?;
     let text = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
     (!text.is_empty()).then(|| Secret::new(text))
 }
 
 /// 160 random bits in letters and digits: no character of it has a meaning in an address or a shell.
-fn new_password() -> Result<Secret, Trouble> {
+pub(crate) fn new_password() -> Result<Secret, Trouble> {
     const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyzABCDEFGH";
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes)

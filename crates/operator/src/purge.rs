@@ -64,7 +64,8 @@ pub fn list(world: &World, index: &Index, previous: Option<&PurgeList>, now: Tim
     // A server that has not been looked through since the start, as one that is down, holds what it held.
     for item in known.values().filter(|item| item.kind == "Database" && !world.comune_exists(&item.comune)) {
         let server = item.name.split_once('/').map_or("", |(server, _)| server);
-        if !world.surveys().contains_key(server) {
+        let is_known = world.database_server(server).is_some();
+        if is_known && !world.surveys().contains_key(server) {
             add((*item).clone());
         }
     }

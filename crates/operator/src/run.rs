@@ -14,6 +14,7 @@ use conme_blueprint::Kind;
 use conme_cluster::{
     Calls, Executor, Index, OwnEvent, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
 };
+use http::{HeaderValue, header::USER_AGENT};
 use jiff::SignedDuration;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Config, ResourceExt, runtime::watcher::Event};
@@ -33,6 +34,8 @@ use crate::{
 /// Settings of `conme-operator run`.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
+    /// Version of the program, as told in its log, its metrics and its calls.
+    pub version: &'static str,
     /// The operator's own namespace: its lease and the credentials of database servers are there.
     pub namespace: String,
     /// Name of its ServiceAccount, which it binds in the namespaces of the Comuni.
@@ -60,9 +63,13 @@ pub struct RunOptions {
 /// # Errors
 /// When the API server cannot be spoken to at all, or leadership was lost.
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
-    let config = Config::infer().await?;
+    let mut config = Config::infer().await?;
+    // The API server's audit log then tells which version has made a call.
+    let agent = HeaderValue::try_from(format!("conme-operator/{}", options.version))?;
+    config.headers.push((USER_AGENT, agent));
+    tracing::info!(version = options.version, "conme-operator");
     let client = bounded_client(config)?;
-    let metrics = Arc::new(OperatorMetrics::default());
+    let metrics = Arc::new(OperatorMetrics::new(options.version));
     let calls = Calls::new(metrics.clone());
     let index = Arc::new(Mutex::new(Index::default()));
     let (leading, mut leads) = watch::channel(false);

@@ -12,7 +12,7 @@ use conme_databases::Marked;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
 
-use crate::{databases::DatabaseState, departure::Grace, removals::Removal};
+use crate::{databases::DatabaseState, dedicated::DedicatedState, departure::Grace, removals::Removal};
 
 /// The caches of the operator's own resources, and what was decided from them.
 pub struct World {
@@ -26,6 +26,8 @@ pub struct World {
     pub register: Register,
     /// Databases by Comune and name in the manifest.
     pub databases: HashMap<(String, String), DatabaseState>,
+    /// Databases on servers of their own by Comune and name in the manifest.
+    pub dedicated: HashMap<(String, String), DedicatedState>,
     /// Databases that are dropped, by Comune and name in the manifest.
     pub removals: HashMap<(String, String), Removal>,
     /// What each database server was last found to hold.
@@ -59,6 +61,7 @@ impl World {
             storage_classes: BTreeSet::new(),
             register: Register::default(),
             databases: HashMap::new(),
+            dedicated: HashMap::new(),
             removals: HashMap::new(),
             surveys: BTreeMap::new(),
             surveyed: None,
@@ -105,6 +108,7 @@ impl World {
         self.comuni.remove(name);
         self.unreadable.remove(name);
         self.databases.retain(|(comune, _), _| comune != name);
+        self.dedicated.retain(|(comune, _), _| comune != name);
         self.stays(name);
         self.graces.remove(name);
         self.admissions.remove(name);
@@ -341,8 +345,9 @@ impl World {
         let is_current = of_generation == comune.metadata.generation;
         let mut seen = BTreeMap::new();
         for database in &comune.spec.databases {
-            let state =
-                self.databases.get(&(name.clone(), database.name.clone())).and_then(|s| s.seen.clone());
+            let key = (name.clone(), database.name.clone());
+            let dedicated = || self.dedicated.get(&key).and_then(|state| state.seen.clone());
+            let state = self.databases.get(&key).and_then(|state| state.seen.clone()).or_else(dedicated);
             let from_status = || {
                 let told = told.iter().find(|told| told.name == database.name)?;
                 if !told.ready || !is_current {

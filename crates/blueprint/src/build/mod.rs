@@ -2,6 +2,7 @@
 //! [`validate`](crate::validate()).
 
 mod access;
+mod dedicated;
 mod guards;
 mod service;
 
@@ -10,6 +11,7 @@ use std::collections::BTreeMap;
 pub use access::{OPERATOR_ROLE, TENANT_ADMIN_ROLE, TENANT_VIEWER_ROLE};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use conme_api::keys;
+pub use dedicated::{dedicated_cluster, dedicated_database};
 pub use guards::{DATABASES_POLICY, hard};
 use serde_json::{Value, json};
 

@@ -234,3 +234,34 @@ fn databases_go_only_by_their_own_policy() {
     assert_eq!(words("Retain"), (vec![], name()));
     assert_eq!(words("Delete"), (name(), vec![]));
 }
+
+#[test]
+fn rule_13_a_namespace_stays_while_it_holds_a_server_whose_data_is_to_be_kept() {
+    let mut world = World::with_databases(["protocollo"]);
+    for _ in 0..4 {
+        world.pass(&valid(&fixtures::full_comune()), now(), || Fate::Fine);
+        world.catch_up_everywhere();
+    }
+    let observed = world.observe("dolo");
+    let with = |policy: &str| {
+        edited(&confirmed(), |comune| {
+            let database = &mut comune["spec"]["databases"][0];
+            database["placement"] = json!({"dedicated": {"instances": 1, "storage": "9Gi"}});
+            database["deletionPolicy"] = json!(policy);
+        })
+    };
+    let goes = |comune: &Comune| estate(comune, &observed).namespaces.into_keys().collect::<Vec<_>>();
+    assert_eq!(goes(&with("Retain")), ["dolo-collaudo"]);
+    assert_eq!(goes(&with("Delete")), ["dolo-collaudo", "dolo-produzione"]);
+    let words = estate(&with("Retain"), &observed).in_words();
+    assert!(words.contains("dolo-produzione stays: it holds a database server"), "{words}");
+    // One that left the manifest has no policy any more: it is kept, too.
+    let orphaned = |name: &str| {
+        edited(&confirmed(), |comune| {
+            comune["status"] = json!({"orphans":
+                [{"kind": "Database", "name": name, "since": "2026-01-01T00:00:00Z"}]});
+        })
+    };
+    assert_eq!(goes(&orphaned("dolo-produzione/db-anagrafe/dolo__anagrafe")), ["dolo-collaudo"]);
+    assert_eq!(goes(&orphaned("pg-uno/dolo__anagrafe")), ["dolo-collaudo", "dolo-produzione"]);
+}

@@ -234,7 +234,7 @@ fn a_problem_of_a_database_stops_it_and_the_services_that_are_bound_to_it() {
         (
             json!({"placement": {"dedicated": {"instances": 3, "storage": "9Gi"}}}),
             "placement.dedicated",
-            &["not offered", "shared"],
+            &["spec.network.apiServer in the DataCenter"],
         ),
         (
             json!({"extensions": ["pg_trgm", "postgis"]}),
