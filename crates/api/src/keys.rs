@@ -28,7 +28,7 @@ pub const ORPHANED: &str = "conme.venis.it/orphaned";
 pub const ORPHANED_AT: &str = "conme.venis.it/orphaned-at";
 /// Annotation set by the SAD on a namespace to let a Comune take it over: the name of that Comune.
 pub const ADOPT: &str = "conme.venis.it/adopt";
-/// Annotation set by the SAD on a namespace, a DataCenter or a definition that may be deleted: `<name>/<uid>`. Without
+/// Annotation set by the SAD on a Comune, a namespace, a DataCenter or a definition that may be deleted: `<name>/<uid>`. Without
 /// it the admission policies refuse.
 pub const CONFIRM_DELETE: &str = "conme.venis.it/confirm-delete";
 /// Annotation set by the SAD on a Comune: a database that has vanished may be created anew, empty. Its value names the
@@ -51,9 +51,6 @@ pub const ENTITY_KIND: &str = "conme.venis.it/entity-kind";
 pub const DISPLAY_NAME: &str = "conme.venis.it/display-name";
 /// Finalizer of a Comune whose `deletionPolicy` is `Delete`, and of no other.
 pub const DELETION: &str = "conme.venis.it/deletion";
-/// Annotation set by the SAD on a Comune that is being deleted: its namespaces and databases may be deleted. Its value
-/// names exactly this object, `<name>/<uid>`, so that it never speaks of one that is applied later.
-pub const CONFIRM_DELETE: &str = "conme.venis.it/confirm-delete";
 
 /// The common label that says which tool manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
