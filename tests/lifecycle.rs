@@ -262,7 +262,7 @@ async fn the_grace_period_can_be_broken_off_and_survives_a_restart(
     assert!(deletion(&second).delete_after >= deletion(&first).delete_after);
     data_centre.instance().stop_program(OPERATOR).await?;
     data_centre.instance().start_program(OPERATOR).await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     let found = data_centre.comuni().get(name).await?;
     if deletion(&found).delete_after.is_some() {
         assert_eq!(deletion(&found), deletion(&second));
@@ -404,7 +404,7 @@ async fn an_uninstalled_chart_takes_nothing_with_it(data_centre: &DataCentre) ->
     assert_eq!(inventory(data_centre, &namespaces).await?, before);
 
     install::install(data_centre.instance(), &installation()?, &Progress::silent()).await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     // An edit shows that it is at work again.
     set(data_centre, "vit-semplice", json!({"cordoned": true})).await?;
     eventually("the label is there", || async {
@@ -514,7 +514,7 @@ async fn a_definition_that_is_deleted_is_nobodys_word(data_centre: &DataCentre, 
         Ok(install::run(data_centre.instance(), "kubectl", &["get", "comuni"], None).await.is_ok())
     })
     .await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     apply_all().await?;
     for name in names {
         let comune = data_centre.ready(name).await?;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DataClass, Engine, Quantity, Totals, Window,
-    common::{HOSTNAME_PATTERN, NAME_PATTERN},
+    common::{DURATION_PATTERN, HOSTNAME_PATTERN, NAME_PATTERN, POSITIVE_DURATION_PATTERN},
 };
 
 /// The capacity that all administrations share: hosts, size bands, database servers, ingress, network.
@@ -200,10 +200,22 @@ pub struct DatabaseServer {
     #[serde(default = "default_connection_limit")]
     #[schemars(range(min = 1, max = 1000))]
     pub default_connection_limit: u32,
+    /// Passwords of applications that are older are replaced: 90d, 2160h. Absent: only on request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 7), regex(pattern = POSITIVE_DURATION_PATTERN))]
+    pub credential_max_age: Option<String>,
+    /// How long the password before stays valid at least, so that nobody is shut out. Default 24h; 0s ends it at once.
+    #[serde(default = "default_credential_overlap")]
+    #[schemars(length(max = 7), regex(pattern = DURATION_PATTERN))]
+    pub credential_overlap: String,
     /// Classes of data that may live here. Absent: ordinario only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub classes: Vec<DataClass>,
+}
+
+fn default_credential_overlap() -> String {
+    "24h".into()
 }
 
 fn default_connection_limit() -> u32 {

@@ -51,6 +51,12 @@ pub const ENTITY_KIND: &str = "conme.venis.it/entity-kind";
 pub const DISPLAY_NAME: &str = "conme.venis.it/display-name";
 /// Finalizer of a Comune whose `deletionPolicy` is `Delete`, and of no other.
 pub const DELETION: &str = "conme.venis.it/deletion";
+/// Annotation set by the SAD on a Comune: credentials older than a time are replaced. Its value names the database and
+/// the time, `protocollo@2026-11-22T09:31:42Z`, or `*` for all; several are separated by commas.
+pub const ROTATE_CREDENTIALS: &str = "conme.venis.it/rotate-credentials";
+/// Annotation on pods and binding Secrets whose credential has been replaced: its generation. It changes with nothing
+/// else, so that pods restart for a new credential only.
+pub const CREDENTIAL: &str = "conme.venis.it/credential";
 
 /// The common label that says which tool manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

@@ -52,6 +52,14 @@ pub const API_ERROR: &str = "ApiError";
 pub const DATABASE_FAILED: &str = "DatabaseFailed";
 /// A database that was provisioned is gone from its server.
 pub const DATA_MISSING: &str = "DataMissing";
+/// A database holds more than it may: growth is stopped.
+pub const DATABASE_FULL: &str = "DatabaseFull";
+/// A database holds almost as much as it may. On the database itself, and an event.
+pub const DATABASE_NEARLY_FULL: &str = "DatabaseNearlyFull";
+/// The manifest names another server than the one that holds the data.
+pub const MOVED: &str = "Moved";
+/// Event: a database has a new password.
+pub const CREDENTIALS_ROTATED: &str = "CredentialsRotated";
 /// A database server does not answer.
 pub const SERVER_UNREACHABLE: &str = "ServerUnreachable";
 /// The quota is smaller than what is in use.

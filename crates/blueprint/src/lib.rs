@@ -10,6 +10,7 @@ pub mod amount;
 pub mod build;
 pub mod capacity;
 pub mod child;
+pub mod credential;
 mod departure;
 #[cfg(test)]
 mod fixtures;
@@ -32,8 +33,8 @@ pub use departure::{
 };
 pub use kind::{Kind, Wave};
 pub use plan::{
-    Action, ChildSeen, ChildState, Clash, DatabaseSeen, NamespaceSeen, Observed, Plan, PodsSeen, Survey,
-    Wait, plan, plan_abandoned,
+    Action, ChildSeen, ChildState, Clash, DatabaseDetails, DatabaseSeen, NamespaceSeen, Observed, Plan,
+    PodsSeen, Stopped, Survey, Wait, plan, plan_abandoned,
 };
 pub use register::{Claim, Register};
 pub use report::{Failure, report, without_volatile};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conme_api::{Entity, PodSecurity, keys};
+use conme_api::{CredentialStatus, Entity, PodSecurity, keys};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -79,6 +79,8 @@ pub enum DatabaseSeen {
         provisioned_at: Timestamp,
         /// Its name on the server.
         database: String,
+        /// What else is told of it.
+        details: Box<DatabaseDetails>,
     },
     /// It could not be brought to the declared state.
     Failed {
@@ -96,6 +98,37 @@ pub struct Survey {
     pub at: Timestamp,
     /// Names on the server, each with the name in the manifest.
     pub databases: BTreeMap<String, String>,
+}
+
+/// What is told of a database beside where it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseDetails {
+    /// It has not been looked at since the operator started: what was told of it still holds, word by word.
+    pub as_told: bool,
+    /// The credential in force.
+    pub credential: Option<CredentialStatus>,
+    /// What the credential before it waits for, in words.
+    pub retirement: Option<String>,
+    /// Size on disk, in bytes.
+    pub size_bytes: u64,
+    /// The size at which growth is stopped, in bytes.
+    pub max_bytes: Option<u64>,
+    /// Whether growth has been stopped.
+    pub stopped: Stopped,
+    /// Extensions that are installed and not declared.
+    pub undeclared_extensions: Vec<String>,
+}
+
+/// Whether the growth of a database has been stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stopped {
+    /// No.
+    #[default]
+    No,
+    /// Sessions are read-only unless they say otherwise.
+    ReadOnly,
+    /// It went on growing: nobody can log in.
+    Closed,
 }
 
 /// What is seen of one Comune and its children.
@@ -531,6 +564,16 @@ fn quota_steps(
         .collect()
 }
 
+/// Whether a database that has been looked at has never had another credential.
+fn is_first_credential(seen: Option<&DatabaseSeen>) -> bool {
+    match seen {
+        Some(DatabaseSeen::Ready { details, .. }) => {
+            details.credential.as_ref().is_none_or(|credential| credential.generation <= 1)
+        }
+        Some(DatabaseSeen::Failed { .. }) | None => false,
+    }
+}
+
 /// Services whose database has never been provisioned: their pods could only fail.
 fn services_that_wait<'a>(
     comune: &'a ValidComune,
@@ -542,6 +585,11 @@ fn services_that_wait<'a>(
         let Some(database) = &service.spec.database else { continue };
         let deployed = observed.pods.contains_key(&(service.namespace.clone(), service.spec.name.clone()));
         let ready = matches!(observed.databases.get(database), Some(DatabaseSeen::Ready { .. }));
+        if deployed && service.credential.is_none() && !is_first_credential(observed.databases.get(database))
+        {
+            // A status was lost: the pods would restart, and again when the credential is on record.
+            waiting.push(service.spec.name.as_str());
+        }
         if !ready && !deployed {
             waits.push(Wait {
                 condition: conme_api::reasons::SERVICES_DEPLOYED,

@@ -10,10 +10,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::{
-    amount::{Amount, notation},
+    amount::{Amount, Notation, notation},
     child::ChildRef,
+    credential,
     kind::Kind,
-    plan::{DatabaseSeen, Observed, Plan, condition_of},
+    plan::{DatabaseDetails, DatabaseSeen, Observed, Plan, Stopped, condition_of},
     validate::{Problem, Scope, ValidComune, Verdict},
 };
 
@@ -101,6 +102,9 @@ pub fn without_volatile(status: &ComuneStatus) -> ComuneStatus {
     for service in &mut steady.services {
         service.ready = 0;
         service.desired = 0;
+    }
+    for database in steady.databases.iter_mut().filter(|database| database.ready) {
+        database.size = None;
     }
     for condition in &mut steady.conditions {
         if condition.type_ == reasons::AVAILABLE {
@@ -287,14 +291,77 @@ fn databases_ready(comune: &Comune, status: &ComuneStatus) -> Finding {
         status.databases.iter().filter(|database| !database.ready).collect();
     // The worst news is not hidden behind the others.
     failed.sort_by_key(|database| database.reason != reasons::DATA_MISSING);
+    let in_words = |database: &DatabaseStatus| format!("{}: {}", database.name, database.message);
     match failed.first() {
-        None => (true, reasons::AS_DECLARED, format!("{} databases are as declared", status.databases.len())),
+        None => {
+            let nearly_full =
+                status.databases.iter().filter(|database| database.reason == reasons::DATABASE_NEARLY_FULL);
+            let mut messages = vec![format!("{} databases are as declared", status.databases.len())];
+            messages.extend(nearly_full.map(in_words));
+            messages.extend(credential::not_understood(comune));
+            (true, reasons::AS_DECLARED, messages.join("; "))
+        }
         Some(first) => {
-            let messages: Vec<String> =
-                failed.iter().map(|database| format!("{}: {}", database.name, database.message)).collect();
+            let mut messages: Vec<String> = failed.iter().map(|database| in_words(database)).collect();
+            messages.extend(credential::not_understood(comune));
             (false, known_reason(&first.reason), messages.join("; "))
         }
     }
+}
+
+/// From this share of its size on, a database is told to be nearly full.
+const NEARLY_FULL_PERCENT: u128 = 90;
+
+/// Whether a database that is otherwise as declared has room, why not, and what to do.
+fn room(at: &str, details: &DatabaseDetails) -> (bool, &'static str, String) {
+    let text = |bytes: u64| Amount::units(bytes).short(Notation::Binary);
+    let used = details.max_bytes.map(|max| format!("{} of {}", text(details.size_bytes), text(max)));
+    let used = used.unwrap_or_else(|| text(details.size_bytes));
+    let nearly_full = details
+        .max_bytes
+        .is_some_and(|max| u128::from(details.size_bytes) * 100 >= u128::from(max) * NEARLY_FULL_PERCENT);
+    match details.stopped {
+        Stopped::No if nearly_full => (
+            true,
+            reasons::DATABASE_NEARLY_FULL,
+            format!("{at} holds {used}, then growth is stopped: clear up, or raise maxSize"),
+        ),
+        Stopped::No => (true, reasons::AS_DECLARED, at.to_owned()),
+        Stopped::ReadOnly => (
+            false,
+            reasons::DATABASE_FULL,
+            format!(
+                "{at} holds {used}, so growth is stopped: sessions are read-only, and nothing new can be made. Raise maxSize, \
+                 or clear up: SET default_transaction_read_only = off in a session, then DELETE, TRUNCATE or DROP, and \
+                 VACUUM FULL; below 95 % it goes on by itself"
+            ),
+        ),
+        Stopped::Closed => (
+            false,
+            reasons::DATABASE_FULL,
+            format!(
+                "{at} holds {used} and went on growing after it had been stopped, so its application cannot log in any \
+                 more: raise maxSize, or have the data centre clear up"
+            ),
+        ),
+    }
+}
+
+/// Size and limit. What was told before stays as long as it is about right: a size moves by itself.
+fn size(details: &DatabaseDetails, before: Option<&str>) -> String {
+    let text = |bytes: u64| Amount::units(bytes).short(Notation::Binary);
+    let limit = details.max_bytes.map(|max| format!("/{}", text(max))).unwrap_or_default();
+    let (bytes, told) =
+        (Amount::units(details.size_bytes), before.and_then(|told| told.strip_suffix(&*limit)));
+    let still_right = |told: &&str| {
+        let one = told.trim_start_matches(|c: char| c.is_ascii_digit());
+        let (Ok(least), Ok(unit)) = (Amount::parse(told), Amount::parse(&format!("1{one}"))) else {
+            return false;
+        };
+        bytes >= least.percent(95, 1) && bytes <= (least + unit).percent(105, 1)
+    };
+    let size = told.filter(still_right).map_or_else(|| text(details.size_bytes), str::to_owned);
+    format!("{size}{limit}")
 }
 
 /// Reasons of databases are stored as text in status; conditions need the constant.
@@ -304,6 +371,8 @@ fn known_reason(reason: &str) -> &'static str {
         reasons::INVALID,
         reasons::CONFLICT,
         reasons::DATA_MISSING,
+        reasons::MOVED,
+        reasons::DATABASE_FULL,
         reasons::SERVER_UNREACHABLE,
         reasons::WAITING,
         reasons::PAUSED,
@@ -431,23 +500,43 @@ fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> 
             // that data are missing holds until they have been seen.
             let same = previous.observed_generation == comune.metadata.generation;
             let told = before.filter(|before| {
-                before.reason == reasons::DATA_MISSING || (before.ready && same && problem.is_none())
+                before.reason == reasons::DATA_MISSING
+                    || (problem.is_none() && before.reason == reasons::DATABASE_FULL)
+                    || (before.ready && same && problem.is_none())
             });
-            if let (None, Some(told)) = (seen, told) {
+            let not_looked_at = match seen {
+                Some(DatabaseSeen::Ready { details, .. }) => details.as_told,
+                Some(DatabaseSeen::Failed { .. }) => false,
+                None => true,
+            };
+            if let (true, Some(told)) = (not_looked_at, told) {
                 return told.clone();
             }
             match seen.filter(|_| problem.is_none()) {
-                Some(DatabaseSeen::Ready { system_identifier, provisioned_at, database: on_server }) => {
+                Some(DatabaseSeen::Ready {
+                    system_identifier,
+                    provisioned_at,
+                    database: on_server,
+                    details,
+                }) => {
+                    let (ready, reason, mut message) = room(&format!("{on_server} on {server}"), details);
+                    if let Some(retirement) = &details.retirement {
+                        message += &format!("; {retirement}");
+                    }
                     DatabaseStatus {
                         name: database.name.clone(),
-                        ready: true,
-                        reason: reasons::AS_DECLARED.into(),
-                        message: format!("{on_server} on {server}"),
+                        ready,
+                        reason: reason.into(),
+                        message,
                         server,
                         database: on_server.clone(),
                         secret,
                         system_identifier: Some(system_identifier.clone()),
                         provisioned_at: Some(rfc3339(*provisioned_at)),
+                        size: (details.size_bytes > 0)
+                            .then(|| size(details, before.and_then(|before| before.size.as_deref()))),
+                        credential: details.credential.clone(),
+                        undeclared_extensions: details.undeclared_extensions.clone(),
                     }
                 }
                 _ => failed_database(&database.name, before, facts, server, secret),
@@ -484,16 +573,21 @@ fn failed_database(
         _ if facts.paused => (reasons::PAUSED, "spec.paused is set".into()),
         _ => (reasons::IN_PROGRESS, "it is being provisioned".into()),
     };
+    let provisioned = before.filter(|before| before.provisioned_at.is_some());
     DatabaseStatus {
         name: name.into(),
         ready: false,
         reason: reason.into(),
         message,
-        server,
+        // Where the data is, and not where an edit says that it should be.
+        server: provisioned.map_or(server, |before| before.server.clone()),
         database: before.map(|before| before.database.clone()).unwrap_or_default(),
         secret,
         system_identifier: before.and_then(|before| before.system_identifier.clone()),
         provisioned_at: before.and_then(|before| before.provisioned_at.clone()),
+        size: before.and_then(|before| before.size.clone()),
+        credential: before.and_then(|before| before.credential.clone()),
+        undeclared_extensions: before.map(|before| before.undeclared_extensions.clone()).unwrap_or_default(),
     }
 }
 

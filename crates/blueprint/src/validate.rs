@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use conme_api::{
-    Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Dedicated, Engine, Environment, Parameter,
-    ParameterType, Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion,
-    Totals, TrafficRule, VolumeKind, reasons,
+    Comune, ComuneSpec, DataCenter, Database, DatabaseServer, DatabaseStatus, Dedicated, Engine, Environment,
+    Parameter, ParameterType, Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate,
+    TemplateVersion, Totals, TrafficRule, VolumeKind, reasons,
 };
 use kube::ResourceExt;
 
@@ -152,6 +152,8 @@ pub struct ValidService {
     pub resources: Resources,
     /// Name of the binding Secret of its database.
     pub binding: Option<String>,
+    /// Generation of the credential of its database, as on record in the status; none when there is no record.
+    pub credential: Option<u32>,
 }
 
 /// The outcome of validation: what can be built, and what cannot and why.
@@ -186,7 +188,7 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
         .databases
         .iter()
         .filter_map(|database| match &database.placement {
-            Placement::Shared(server) => valid_database(&name, database, server, data_center, &mut problems),
+            Placement::Shared(server) => valid_database(comune, database, server, data_center, &mut problems),
             Placement::Dedicated(_) => None,
         })
         .collect();
@@ -470,8 +472,14 @@ pub(crate) fn environments(comune: &str, spec: &ComuneSpec, totals: &Amounts) ->
         .collect()
 }
 
+/// What the status tells of a database that has been provisioned.
+fn on_record<'a>(comune: &'a Comune, database: &str) -> Option<&'a DatabaseStatus> {
+    let told = comune.status.as_ref()?.databases.iter().find(|told| told.name == database)?;
+    told.provisioned_at.as_ref().map(|_| told)
+}
+
 fn valid_database(
-    comune: &str,
+    comune: &Comune,
     database: &Database,
     server_name: &str,
     data_center: &DataCenter,
@@ -491,6 +499,22 @@ fn valid_database(
         return None;
     };
     let before = problems.0.len();
+    // A server that has gone from the list may only have got another name: its own identity tells, when it is asked.
+    let told = on_record(comune, &database.name).map(|told| told.server.as_str());
+    if let Some(old) =
+        told.filter(|old| *old != server_name && servers.iter().any(|server| server.name == *old))
+    {
+        problems.add(
+            scope.clone(),
+            reasons::MOVED,
+            &path("placement.shared"),
+            format!(
+                "its data is on the server `{old}` and does not move by an edit, that is a migration: write \
+                 `shared: {old}` again. To begin with an empty database on `{server_name}`, take it out of the manifest \
+                 first (the data on `{old}` is kept), then declare it anew"
+            ),
+        );
+    }
     if server.engine != database.engine {
         problems.add(
             scope.clone(),
@@ -518,7 +542,7 @@ fn valid_database(
     Some(ValidDatabase {
         spec: database.clone(),
         server: server.clone(),
-        namespace: names::namespace(comune, &database.environment),
+        namespace: names::namespace(&comune.name_any(), &database.environment),
         secret: names::binding_secret(&database.name),
     })
 }
@@ -750,6 +774,10 @@ fn valid_service(
         values,
         resources,
         binding: bound.map(|database| names::binding_secret(&database.name)),
+        credential: bound.and_then(|database| {
+            let told = on_record(context.comune, &database.name)?;
+            Some(told.credential.as_ref().map_or(1, |credential| credential.generation))
+        }),
         spec: service.clone(),
     })
 }

@@ -10,16 +10,20 @@
 //! drops a database is apart, has types of its own ([`postgresql::Removal`]) and refuses what is not provably the
 //! municipality's: [`drop_database_while`].
 
+mod credential;
+mod growth;
 mod identifiers;
 mod model;
 pub mod postgresql;
 mod problem;
 mod secret;
 
-pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
+pub use credential::{Credential, Renewal, Retiring, Rotation, rotation};
+pub use growth::{Before, growth};
+pub use identifiers::{InvalidName, Login, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, Marked, Outcome, OwnerTag, Provisioned, Removed, Secured, Server, Timeouts,
-    TlsMode,
+    Binding, Desired, Engine, Generation, Growth, Marked, OtherLogin, Outcome, OwnerTag, Provisioned,
+    Removed, Secured, Server, Timeouts, TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;

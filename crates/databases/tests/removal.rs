@@ -7,7 +7,7 @@ mod support;
 
 use std::collections::BTreeSet;
 
-use conme_databases::{Desired, OwnerTag, Problem, Secret, drop_database_while, ensure};
+use conme_databases::{Desired, Login, OtherLogin, OwnerTag, Problem, Secret, drop_database_while, ensure};
 use support::{Postgres, column};
 
 fn desired(comune: &str) -> Desired {
@@ -24,6 +24,12 @@ fn desired(comune: &str) -> Desired {
         connection_limit: None,
         locale: None,
         adopt: false,
+        login: Login::First,
+        other_login: OtherLogin::Keep,
+        generation: None,
+        open: true,
+        max_bytes: None,
+        moved_from: None,
         provisioned: None,
     }
 }

@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use conme_api::{Comune, ComuneStatus, keys, reasons};
+use conme_api::{Comune, ComuneStatus, DatabaseStatus, keys, reasons};
 use conme_blueprint::{
-    DatabaseSeen, Failure, Kind, NamespaceSeen, Observed, Plan, Told, Verdict, Wave, names, plan,
+    ChildRef, DatabaseSeen, Failure, Kind, NamespaceSeen, Observed, Plan, Told, Verdict, Wave, names, plan,
     plan_abandoned, report, tell_departure, without_volatile,
 };
 use conme_cluster::Index;
@@ -17,7 +17,8 @@ use serde_json::json;
 
 use crate::{
     context::Context,
-    databases, dedicated,
+    databases::{self, Behind},
+    dedicated,
     departure::{self, Way},
 };
 
@@ -178,7 +179,8 @@ fn submit_databases(context: &Context, comune: &Comune, sight: &Sight) {
     let Some(valid) = &sight.verdict.valid else { return };
     for database in &valid.databases {
         if let Some(home) = guarded_home(sight, &database.namespace) {
-            databases::submit(context, comune, database, &home.uid, former_uids(comune, home));
+            let behind = behind(comune, sight, &database.spec.name);
+            databases::submit(context, comune, database, &home.uid, former_uids(comune, home), behind);
         }
     }
     for database in &valid.dedicated {
@@ -198,6 +200,33 @@ fn guarded_home<'a>(sight: &'a Sight, namespace: &str) -> Option<&'a NamespaceSe
         .any(|action| action.at().home() == namespace);
     let clashes = sight.plan.clashes.iter().any(|clash| clash.namespace == namespace);
     sight.observed.namespaces.get(namespace).filter(|_| stands && !unguarded && !clashes)
+}
+
+/// The services of a database whose pods do not all work with the credential that is on record.
+fn behind(comune: &Comune, sight: &Sight, database: &str) -> Behind {
+    let services =
+        comune.spec.services.iter().filter(|service| service.database.as_deref() == Some(database));
+    let has_gone_over = |service: &conme_api::Service| {
+        // One with a problem keeps the pods that it has.
+        let valid = sight.verdict.valid.iter().flat_map(|valid| &valid.services);
+        let Some(valid) = valid.into_iter().find(|valid| valid.spec.name == service.name) else {
+            return false;
+        };
+        let at = ChildRef::new(Kind::Deployment, &valid.namespace, &service.name);
+        let is_planned = sight.plan.actions().any(|action| *action.at() == at);
+        let pods = sight.observed.pods.get(&(valid.namespace.clone(), service.name.clone()));
+        !is_planned && pods.is_some_and(|pods| pods.ready >= pods.desired)
+    };
+    let told = comune.status.iter().flat_map(|status| &status.databases).find(|told| told.name == database);
+    Behind {
+        generation: told
+            .and_then(|told| told.credential.as_ref())
+            .map_or(0, |credential| credential.generation),
+        services: services
+            .filter(|service| !has_gone_over(service))
+            .map(|service| service.name.clone())
+            .collect(),
+    }
 }
 
 async fn tell(
@@ -250,6 +279,10 @@ pub async fn write_status(context: &Context, comune: &Comune, status: &ComuneSta
             context.has_told(&name);
             announce(context, comune, &previous, status);
             context.world().put_comune(written);
+            if !new_credentials(&previous, &status).is_empty() {
+                // Pods follow what is on record.
+                context.comuni.add(&name);
+            }
             Ok(())
         }
         // Gone, or another of the same name: the watch tells.
@@ -258,7 +291,40 @@ pub async fn write_status(context: &Context, comune: &Comune, status: &ComuneSta
     }
 }
 
+/// Databases whose credential is of another generation than before, the first one included.
+fn new_credentials<'a>(previous: &ComuneStatus, status: &'a ComuneStatus) -> Vec<&'a DatabaseStatus> {
+    let generation = |database: &DatabaseStatus| database.credential.as_ref().map(|known| known.generation);
+    let before =
+        |name: &str| previous.databases.iter().find(|before| before.name == name).and_then(generation);
+    let is_new = |database: &&DatabaseStatus| generation(database) != before(&database.name);
+    status.databases.iter().filter(is_new).collect()
+}
+
+/// Events about single databases.
+fn announce_databases(context: &Context, comune: &Comune, previous: &ComuneStatus, status: &ComuneStatus) {
+    for database in new_credentials(previous, status) {
+        if let Some(credential) = database.credential.as_ref().filter(|credential| credential.generation > 1)
+        {
+            let note = format!(
+                "{}: a new password is in the Secret {}, for the login {}; its services are restarted",
+                database.name, database.secret, credential.login
+            );
+            context.events.normal(comune.object_ref(&()), reasons::CREDENTIALS_ROTATED, "Rotate", &note);
+        }
+    }
+    for database in &status.databases {
+        let before = previous.databases.iter().find(|before| before.name == database.name);
+        let is_new = before.is_none_or(|before| before.reason != database.reason);
+        if is_new && database.reason == reasons::DATABASE_NEARLY_FULL {
+            let note = format!("{}: {}", database.name, database.message);
+            let about = comune.object_ref(&());
+            context.events.warning(about, reasons::DATABASE_NEARLY_FULL, "Measure", &note);
+        }
+    }
+}
+
 fn announce(context: &Context, comune: &Comune, previous: &ComuneStatus, status: &ComuneStatus) {
+    announce_databases(context, comune, previous, status);
     fn ready(status: &ComuneStatus) -> Option<&k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition> {
         status.conditions.iter().find(|condition| condition.type_ == reasons::READY)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use conme_api::{Comune, keys, reasons};
 use conme_blueprint::{
-    ChildRef, DatabaseSeen, Kind, ValidComune, ValidDedicated,
+    ChildRef, DatabaseDetails, DatabaseSeen, Kind, ValidComune, ValidDedicated,
     build::{Binding, binding_secret, dedicated_cluster, dedicated_database},
     child,
 };
@@ -227,6 +227,7 @@ async fn bring_about(
         system_identifier: identity.to_owned(),
         provisioned_at: at,
         database: task.database.clone(),
+        details: DatabaseDetails::default(),
     })
 }
 
@@ -386,6 +387,7 @@ async fn keep_secret(context: &Context, task: &Task) -> Result<(), Trouble> {
         username: &task.role,
         password: password.expose(),
         ca: ca.as_deref(),
+        credential: None,
     };
     let mut wanted = binding_secret(&task.comune, &task.namespace, &task.name, &binding);
     wanted["metadata"]["labels"][RELOAD] = "true".into();

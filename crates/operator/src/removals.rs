@@ -2,7 +2,7 @@
 //! dropped at the same time.
 
 use conme_api::{Comune, reasons};
-use conme_databases::{Desired, OwnerTag, Provisioned, drop_database_while, postgresql};
+use conme_databases::{Desired, Login, OtherLogin, OwnerTag, Provisioned, drop_database_while, postgresql};
 use kube::{Resource, ResourceExt};
 
 use crate::{
@@ -85,6 +85,12 @@ fn removal(comune: &Comune, database: &str, uid: &str, former_uids: Vec<String>)
             connection_limit: None,
             locale: None,
             adopt: false,
+            login: Login::First,
+            other_login: OtherLogin::Keep,
+            generation: None,
+            open: true,
+            max_bytes: None,
+            moved_from: None,
             provisioned,
         },
         server: server.clone(),

@@ -7,7 +7,9 @@ use std::{
 };
 
 use conme_api::{Comune, DataCenter, DatabaseServer, ServiceTemplate};
-use conme_blueprint::{Claim, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left};
+use conme_blueprint::{
+    Claim, DatabaseDetails, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left,
+};
 use conme_databases::Marked;
 use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
@@ -357,6 +359,7 @@ impl World {
                     system_identifier: told.system_identifier.clone().unwrap_or_default(),
                     provisioned_at: told.provisioned_at.as_ref()?.parse().ok()?,
                     database: told.database.clone(),
+                    details: Box::new(DatabaseDetails { as_told: true, ..DatabaseDetails::default() }),
                 })
             };
             if let Some(state) = state.or_else(from_status) {

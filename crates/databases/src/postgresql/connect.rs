@@ -83,9 +83,9 @@ impl Session {
             .connect_timeout(limits.connect)
             .keepalives_idle(Duration::from_secs(30))
             // An empty search path: whatever a tenant puts into its schemas, the administrator never calls it by
-            // a name without a schema.
+            // a name without a schema. And a database whose growth is stopped does not stop the administrator.
             .options(format!(
-                "-c search_path= -c statement_timeout={} -c lock_timeout={}",
+                "-c search_path= -c default_transaction_read_only=off -c statement_timeout={} -c lock_timeout={}",
                 limits.statement.as_millis(),
                 limits.lock.as_millis(),
             ));

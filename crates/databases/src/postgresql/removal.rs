@@ -9,7 +9,7 @@ use super::{
     tag::{self, Claim},
     within,
 };
-use crate::{Desired, Names, Problem, Removed, Server};
+use crate::{Desired, Login, Names, Problem, Removed, Server};
 
 const ADVICE: &str = "Nothing was dropped. Correct its comment if it is this Comune's, or set `deletionPolicy: Retain` on the database";
 
@@ -63,8 +63,8 @@ pub fn plan_removal(desired: &Desired, observed: &Observed) -> Result<Vec<Remova
         is_ours_to_drop(desired, &names, observed, database.comment.as_deref())?;
         steps.push(Removal::Database { database: names.database().to_owned() });
     }
-    // The application first: nobody can log in as the owner.
-    for role in [names.app(), names.owner()] {
+    // The logins first: nobody can log in as the owner.
+    for role in [names.login(Login::Second), names.login(Login::First), names.owner()] {
         let seen = observed.roles.get(role);
         if seen.is_some_and(|seen| is_ours(desired, seen.comment.as_deref())) {
             steps.push(Removal::Role { role: role.to_owned() });

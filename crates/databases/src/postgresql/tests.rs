@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::{MissingData, OwnerTag};
+use crate::{Login, MissingData, OtherLogin, OwnerTag};
 
 const TAG: &str =
     r#"{"managed-by":"conme","comune":"dolo","database":"protocollo","istat":"027012","uid":"u1"}"#;
@@ -22,6 +22,12 @@ pub(super) fn desired() -> Desired {
         connection_limit: Some(40),
         locale: Some("C.UTF-8".into()),
         adopt: false,
+        login: Login::First,
+        other_login: OtherLogin::Close,
+        generation: None,
+        open: true,
+        max_bytes: None,
+        moved_from: None,
         provisioned: None,
     }
 }
@@ -61,6 +67,9 @@ fn role(login: bool) -> SeenRole {
         expires: false,
         member_of: vec![],
         members: vec![],
+        settings: vec![],
+        settings_here: vec![],
+        sessions: 0,
     }
 }
 
@@ -94,7 +103,9 @@ pub(super) fn as_declared() -> Observed {
                 grant(Some(APP), "CONNECT"),
                 grant(Some(APP), "TEMPORARY"),
             ],
-            inside: Some(Inside { extensions, public: Some(public) }),
+            settings: vec![],
+            rewriting: false,
+            inside: Some(Inside { extensions, public: Some(public), strays: false }),
         }),
         ..empty_server()
     }
@@ -187,7 +198,8 @@ fn drift_is_repaired_by_what_is_needed_only() {
 
 #[test]
 fn memberships_name_their_grantor_where_the_server_asks_for_it() {
-    let membership = || vec![Membership { role: "pg_read_all_data".into(), grantor: "postgres".into() }];
+    let membership =
+        || vec![Membership { role: "pg_read_all_data".into(), grantor: "postgres".into(), plain: true }];
     let old = after(|seen| seen.roles.get_mut(APP).unwrap().member_of = membership());
     assert_eq!(old, [format!(r#"REVOKE "pg_read_all_data" FROM "{APP}" CASCADE"#)]);
     let new = after(|seen| {
