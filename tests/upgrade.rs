@@ -44,7 +44,7 @@ async fn everything(data_centre: &DataCentre) -> Result<BTreeMap<String, String>
         let api = if kind == Kind::Namespace {
             api
         } else {
-            kube::Api::all_with(data_centre.client(), &kind.api_resource())
+            Api::all_with(data_centre.client(), &kind.api_resource())
         };
         let selector = ListParams::default().labels(&format!("{}={NAME}", keys::COMUNE));
         for object in api.list(&selector).await? {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use conme_api::{Comune, keys, reasons};
 use conme_blueprint::{
-    ChildRef, DatabaseDetails, DatabaseSeen, Kind, ValidComune, ValidDedicated,
+    ChildRef, DatabaseSeen, Kind, ValidComune, ValidDedicated,
     build::{Binding, binding_secret, dedicated_cluster, dedicated_database},
     child,
 };
@@ -227,7 +227,7 @@ async fn bring_about(
         system_identifier: identity.to_owned(),
         provisioned_at: at,
         database: task.database.clone(),
-        details: DatabaseDetails::default(),
+        details: Box::default(),
     })
 }
 
