@@ -523,7 +523,8 @@ async fn a_dead_server_and_wrong_credentials_hold_up_nothing_else_and_heal_by_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_lost_changed_or_somebody_elses_is_told_and_never_replaced_in_silence() -> Result<()> {
+async fn rule_3_vanished_data_changed_or_somebody_elses_is_told_and_never_replaced_in_silence() -> Result<()>
+{
     let data_centre = DataCentre::own("dat-lost", &["--recheck-seconds", "2"]).await?;
     let admin = administrator(&data_centre, None).await?;
     somebody_elses_database_is_left_alone_until_it_is_adopted(&data_centre, &admin).await?;

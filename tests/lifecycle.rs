@@ -285,12 +285,13 @@ async fn a_database_that_is_not_its_own_holds_up_the_end(
         .apply(name, with(spec("Meta", 903_009, databases), "deletionPolicy", json!("Delete")))
         .await?;
     data_centre.ready(name).await?;
-    admin.run("comment on database vit_meta__altrui is 'now of somebody else'").await?;
+    let theirs = json!({"managed-by": "conme", "comune": "vit-altri", "database": "altrui"});
+    admin.run(&format!("comment on database vit_meta__altrui is '{theirs}'")).await?;
     delete(data_centre, name).await?;
     let (_, message) = deleting(data_centre, name, reasons::CONFIRMATION_MISSING).await?;
     say_as_told(data_centre, &message, ANNOTATE).await?;
     let (_, message) = deleting(data_centre, name, reasons::DATABASE_FAILED).await?;
-    assert!(message.contains("now of somebody else") && message.contains("Nothing was dropped"), "{message}");
+    assert!(message.contains("vit-altri") && message.contains("Nothing was dropped"), "{message}");
     eventually("the other one is dropped", || async {
         Ok(!on_server(admin, name).await?.contains("vit_meta__via"))
     })
@@ -490,6 +491,12 @@ async fn a_definition_that_is_deleted_is_nobodys_word(data_centre: &DataCentre, 
     say_as_told(data_centre, &message, ANNOTATE).await?;
     deleting(data_centre, "vit-portale", reasons::GRACE_PERIOD).await?;
     let since = Timestamp::now();
+    // Whoever does that by mistake has to say so twice.
+    let definition = "customresourcedefinition/comuni.conme.venis.it";
+    let uid = ["get", definition, "--output", "jsonpath={.metadata.uid}"];
+    let uid = install::run(data_centre.instance(), "kubectl", &uid, None).await?;
+    let word = format!("{}=comuni.conme.venis.it/{uid}", keys::CONFIRM_DELETE);
+    install::run(data_centre.instance(), "kubectl", &["annotate", definition, &word], None).await?;
     let definition = ["delete", "customresourcedefinition", "comuni.conme.venis.it", "--timeout", "60s"];
     install::run(data_centre.instance(), "kubectl", &definition, None).await?;
     eventually("the operator knows that it sees no Comuni", || async {

@@ -210,6 +210,8 @@ fn the_program_explains_itself() -> Result<()> {
         (&["run", "--no-such-flag"][..], "--no-such-flag"),
         (&["no-such-command"], "no-such-command"),
         (&["run", "--workers", "0"], "1..=256"),
+        (&["run", "--deletion-grace", "0s"], "for a second at least"),
+        (&["run", "--deletion-grace", "tomorrow"], "--deletion-grace"),
         (&["run", "--listen", "nowhere"], "--listen"),
         (&[], "Usage"),
     ] {

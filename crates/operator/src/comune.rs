@@ -279,7 +279,7 @@ pub async fn write_status(context: &Context, comune: &Comune, status: &ComuneSta
             context.has_told(&name);
             announce(context, comune, &previous, status);
             context.world().put_comune(written);
-            if !new_credentials(&previous, &status).is_empty() {
+            if !new_credentials(&previous, status).is_empty() {
                 // Pods follow what is on record.
                 context.comuni.add(&name);
             }

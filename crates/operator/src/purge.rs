@@ -64,7 +64,8 @@ pub fn list(world: &World, index: &Index, previous: Option<&PurgeList>, now: Tim
     // A server that has not been looked through since the start, as one that is down, holds what it held.
     for item in known.values().filter(|item| item.kind == "Database" && !world.comune_exists(&item.comune)) {
         let server = item.name.split_once('/').map_or("", |(server, _)| server);
-        if !world.surveys().contains_key(server) {
+        let is_known = world.database_server(server).is_some();
+        if is_known && !world.surveys().contains_key(server) {
             add((*item).clone());
         }
     }
@@ -108,7 +109,7 @@ pub async fn survey(context: &Context) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use conme_api::Comune;
+    use conme_api::{Comune, DataCenter};
     use conme_blueprint::Kind;
     use conme_databases::Marked;
     use serde_json::json;
@@ -134,6 +135,22 @@ mod tests {
             database: database.to_owned(),
             istat: None,
         }
+    }
+
+    fn data_center() -> DataCenter {
+        serde_json::from_value(json!({
+            "apiVersion": "conme.venis.it/v1alpha1", "kind": "DataCenter",
+            "metadata": {"name": "venis", "uid": "venis", "resourceVersion": "5"},
+            "spec": {
+                "displayName": "prova",
+                "pools": [{"name": "uno", "hosts": 2, "cores": 8, "memory": "64Gi", "storage": "1Ti"}],
+                "tiers": [{"name": "uno", "quota": {"cpu": 1, "memory": "1Gi"}}],
+                "ingress": {"className": "nginx", "namespace": "ingresso", "domain": "servizi.example"},
+                "databaseServers": [{"name": "pg", "engine": "postgresql", "host": "db.example", "port": 5432,
+                    "cidrs": ["10.0.0.1/32"], "adminSecret": "pg-admin"}],
+            },
+        }))
+        .unwrap()
     }
 
     fn names(list: &PurgeList) -> Vec<&str> {
@@ -171,6 +188,12 @@ mod tests {
         // After a restart, with a server that is down, the list stays as it was; once it answers, it decides.
         let mut restarted = World::new("venis");
         restarted.put_comune(comune("vive"));
+        assert_eq!(
+            list(&restarted, &index, Some(&first), at("2026-04-02T00:00:00Z")).count,
+            2,
+            "no such server"
+        );
+        restarted.put_data_center(data_center());
         assert_eq!(list(&restarted, &index, Some(&first), at("2026-04-02T00:00:00Z")), first);
         restarted.note_survey("pg", at("2026-04-02T00:00:00Z"), Vec::new());
         let after = list(&restarted, &index, Some(&first), at("2026-04-02T00:00:00Z"));

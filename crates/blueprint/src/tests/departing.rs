@@ -126,7 +126,8 @@ fn a_clock_that_jumps_does_not_shorten_it() {
 fn the_word_taken_back_a_pause_and_protection_begin_it_anew() {
     let running = store(&confirmed(), &held(at(&confirmed(), now())));
     let later = now() + SignedDuration::from_hours(71);
-    let edits: [(&str, fn(&mut Value)); 3] = [
+    type Edit = fn(&mut Value);
+    let edits: [(&str, Edit); 3] = [
         (reasons::CONFIRMATION_MISSING, |comune| comune["metadata"]["annotations"] = json!({})),
         (reasons::PAUSED, |comune| comune["spec"]["paused"] = json!(true)),
         (reasons::PROTECTED, |comune| comune["spec"]["protected"] = json!(true)),

@@ -148,6 +148,7 @@ async fn drop_all(
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::super::tests::{as_declared, database, desired, empty_server};
     use super::*;
