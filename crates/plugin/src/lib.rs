@@ -6,15 +6,23 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod about;
 pub mod cli;
+mod cluster;
+mod credentials;
+mod diff;
+mod follow;
 pub mod input;
 pub mod manifest;
 pub mod output;
+mod page;
 pub mod path;
 pub mod problem;
+mod render;
 pub mod rules;
 mod run;
 pub mod schema;
+mod server;
 pub mod site;
 pub mod suggest;
 pub mod validate;

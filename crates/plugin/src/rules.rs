@@ -44,8 +44,14 @@ struct Compiled {
 
 impl Default for Rules {
     fn default() -> Self {
+        let mut context = Context::default().with_all();
+        // The evaluator knows no types as values; rules on amounts ask whether they are texts.
+        context.add_function("type", |value: Cel| type_name(&value).to_owned());
+        for name in ["string", "int", "uint", "double", "bool", "list", "map", "null_type"] {
+            context.add_variable_from_value(name, name);
+        }
         Self {
-            context: Context::default().with_all(),
+            context,
             programs: RefCell::default(),
             troubles: RefCell::default(),
         }
@@ -173,11 +179,16 @@ impl Rules {
     ) -> Option<usize> {
         let [Segment::Field(list)] = place.0.get(path.0.len()..)? else { return None };
         let items = value.get(list)?.as_array()?;
-        (0..items.len()).find_map(|index| {
-            let mut alone = value.clone();
-            alone[list] = Value::Array(vec![items[index].clone()]);
-            (self.holds(program, to_cel(&alone), rule) == Some(false)).then_some(index)
-        })
+        let with = |items: Vec<Value>| {
+            let mut changed = value.clone();
+            changed[list] = Value::Array(items);
+            self.holds(program, to_cel(&changed), rule)
+        };
+        // A list that may not even be there has no element to blame.
+        if with(Vec::new()) != Some(true) {
+            return None;
+        }
+        (0..items.len()).find(|index| with(vec![items[*index].clone()]) == Some(false))
     }
 
     /// None: it cannot be told here.
@@ -252,6 +263,19 @@ fn reference(
         }
     }
     (&[], None)
+}
+
+fn type_name(value: &Cel) -> &'static str {
+    match value {
+        Cel::String(_) => "string",
+        Cel::Int(_) => "int",
+        Cel::UInt(_) => "uint",
+        Cel::Float(_) => "double",
+        Cel::Bool(_) => "bool",
+        Cel::List(_) => "list",
+        Cel::Map(_) => "map",
+        _ => "null_type",
+    }
 }
 
 /// A JSON value as CEL sees it.

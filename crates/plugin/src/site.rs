@@ -297,7 +297,12 @@ fn inner_references(object: &mut Object) {
     }
     for (path, value, known, what) in wanted {
         let Some(name) = value.as_str() else { continue };
-        if known.iter().any(|known| known == name) {
+        let list = Path::default().field("spec").field(&format!("{what}s"));
+        let is_sound = !object.findings.iter().any(|finding| {
+            let places = std::iter::once(&finding.path).chain(&finding.covers);
+            finding.code != Code::OutOfRange && places.into_iter().any(|place| place.is_within(&list))
+        });
+        if !is_sound || known.iter().any(|known| known == name) {
             continue;
         }
         let path = Path::parse(&path, &object.root);
@@ -351,11 +356,16 @@ fn sound_part(object: &Object) -> Option<(Comune, Vec<String>)> {
                 match field.as_str() {
                     "kind" => entity.insert("kind".into(), json!("Comune")),
                     "displayName" => entity.insert("displayName".into(), json!("?")),
+                    "population" => entity.insert("population".into(), json!(1)),
                     other => entity.remove(other),
                 };
             }
             [Segment::Field(spec), Segment::Field(field), ..] if spec == "spec" => {
                 value["spec"].as_object_mut()?.remove(field);
+                // Which size it would have is not to be asked as well.
+                if let ("tier" | "quota", Some(entity)) = (field.as_str(), value["spec"]["entity"].as_object_mut()) {
+                    entity.entry("population").or_insert_with(|| json!(1));
+                }
             }
             _ => {}
         }

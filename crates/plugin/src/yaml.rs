@@ -347,16 +347,16 @@ impl Reader<'_> {
                 suggestion: Some("indent with spaces".into()),
             };
         }
+        if let Some((bracket, line, column)) = unclosed(&lines, marker.line()) {
+            let (what, missing) = if bracket == '[' { ("list", ']') } else { ("map", '}') };
+            return Stop {
+                at: self.position(line, column),
+                message: format!("a {what} that begins with {bracket} is not closed before the next field"),
+                suggestion: Some(format!("add the missing {missing}")),
+            };
+        }
         let (message, suggestion) = match error.kind() {
             ErrorKind::UnknownAnchor => ("an alias `*…` names an anchor that is not there", "put a text that begins with * in quotes"),
-            ErrorKind::UnexpectedEofFlowSequence | ErrorKind::UnclosedFlowCollection { open: '[' } => {
-                ("a list that begins with [ is not closed", "add the missing ]")
-            }
-            ErrorKind::UnexpectedEofFlowMapping
-            | ErrorKind::UnexpectedEofImplicitFlowMapping
-            | ErrorKind::UnclosedFlowCollection { .. } => {
-                ("a map that begins with { is not closed", "add the missing }")
-            }
             ErrorKind::RecursionLimitExceeded => ("values are nested too deep", "no manifest of Con.Me needs that"),
             ErrorKind::ExpectedFlowMappingSeparator | ErrorKind::ExpectedFlowSequenceSeparator => (
                 "a comma or a closing bracket is missing before this place",
@@ -387,6 +387,36 @@ impl Reader<'_> {
         };
         Stop { at, message, suggestion: Some(suggestion.into()) }
     }
+}
+
+/// A bracket that is still open in the lines above the one with the error: its line and column.
+fn unclosed(lines: &[&str], until: usize) -> Option<(char, usize, usize)> {
+    let mut open: Vec<(char, usize, usize)> = Vec::new();
+    let mut quote = None;
+    for (number, line) in lines.iter().enumerate().take(until.max(1)) {
+        let mut before = ' ';
+        for (column, character) in line.chars().enumerate() {
+            match (quote, character) {
+                (Some(mark), character) if mark == character => quote = None,
+                (Some(_), _) => {}
+                (None, '#') if before.is_whitespace() => break,
+                (None, '"' | '\'') if !before.is_alphanumeric() => quote = Some(character),
+                (None, '[' | '{') if before.is_whitespace() || "[{,(".contains(before) => {
+                    open.push((character, number + 1, column));
+                }
+                (None, ']' | '}') => {
+                    open.pop();
+                }
+                _ => {}
+            }
+            before = character;
+        }
+        // A list or a map in brackets over several lines is rare; a text over several lines is not followed.
+        if open.is_empty() {
+            quote = None;
+        }
+    }
+    open.first().copied().filter(|(_, line, _)| *line < until || lines.len() <= until)
 }
 
 /// The path of a key in what is being put together.
@@ -527,7 +557,7 @@ mod tests {
         let (line, column, message) = first_problem("a:\n  b: 1\n  b: 2\n");
         assert_eq!((line, column), (3, 3), "{message}");
         assert!(message.contains("first in line 2"));
-        assert_eq!(first_problem("a: [1, 2\n").2.split(" (").next(), Some("a list that begins with [ is not closed"));
+        assert_eq!(first_problem("a: [1, 2\n").2.split(" (").next(), Some("a list that begins with [ is not closed before the next field"));
         assert_eq!(first_problem("a: 1\n   b: 2\n").0, 2);
         assert_eq!(first_problem("a: @x\n").2, "this character cannot begin a value: `@`");
         assert_eq!(first_problem("").2, "the file holds no manifest: it is empty or has comments only");
