@@ -27,7 +27,8 @@ const PROGRAM: &str = "kubectl-comune";
 /// # Errors
 /// When the output cannot be written; a cluster that cannot be asked is told in the output.
 pub async fn version(args: &ClusterArgs, client_only: bool, output: PlainFormat) -> Result<u8, Failure> {
-    let mut told = json!({"client": env!("CARGO_PKG_VERSION"), "resources": format!("{}/{VERSION}", conme_api::GROUP)});
+    let mut told =
+        json!({"client": env!("CARGO_PKG_VERSION"), "resources": format!("{}/{VERSION}", conme_api::GROUP)});
     if !client_only {
         match Cluster::connect(args).await {
             Ok(cluster) => told["server"] = of_server(&cluster, &args.namespace).await,
@@ -73,9 +74,15 @@ async fn of_server(cluster: &Cluster, namespace: &str) -> Value {
     };
     let definitions: Api<CustomResourceDefinition> = Api::all(cluster.client.clone());
     let name = format!("{}.{}", OurKind::Comune.plural(), conme_api::GROUP);
-    let definition = match cluster.call("reading the definition of Comune", definitions.get_opt(&name)).await {
+    let definition = match cluster.call("reading the definition of Comune", definitions.get_opt(&name)).await
+    {
         Ok(Some(found)) => {
-            let served = found.spec.versions.iter().filter(|version| version.served).map(|version| json!(version.name));
+            let served = found
+                .spec
+                .versions
+                .iter()
+                .filter(|version| version.served)
+                .map(|version| json!(version.name));
             Value::Array(served.collect())
         }
         Ok(None) => json!("not installed"),
@@ -84,9 +91,10 @@ async fn of_server(cluster: &Cluster, namespace: &str) -> Value {
     told.insert("definitions".into(), definition);
     let deployments: Api<Deployment> = Api::namespaced(cluster.client.clone(), namespace);
     let operator = match cluster.call("reading the operator", deployments.get_opt("conme-operator")).await {
-        Ok(Some(found)) => {
-            found.labels().get("app.kubernetes.io/version").map_or_else(|| json!("without version"), |version| json!(version))
-        }
+        Ok(Some(found)) => found
+            .labels()
+            .get("app.kubernetes.io/version")
+            .map_or_else(|| json!("without version"), |version| json!(version)),
         Ok(None) => json!(format!("not in the namespace {namespace} (--namespace)")),
         Err(failure) => json!(failure.to_string()),
     };
@@ -115,20 +123,26 @@ pub async fn propose(args: &ClusterArgs, words: &[String]) -> String {
     const WORDS_ONLY: &str = ":4";
     const ALSO_FILES: &str = ":0";
     let root = Cli::command();
-    let (last, before) = words.split_last().map_or(("", [].as_slice()), |(last, before)| (last.as_str(), before));
+    let (last, before) =
+        words.split_last().map_or(("", [].as_slice()), |(last, before)| (last.as_str(), before));
     let mut positional = before.iter().filter(|word| !word.starts_with('-'));
     let command = positional.next().and_then(|name| root.find_subcommand(name));
     let mut proposals: Vec<String> = Vec::new();
     let mut directive = WORDS_ONLY;
     match command {
-        None => proposals.extend(root.get_subcommands().filter(|command| !command.is_hide_set()).map(|command| command.get_name().to_owned())),
+        None => proposals.extend(
+            root.get_subcommands()
+                .filter(|command| !command.is_hide_set())
+                .map(|command| command.get_name().to_owned()),
+        ),
         Some(command) if last.starts_with('-') => {
             let flags = command.get_arguments().chain(root.get_arguments());
             proposals.extend(flags.filter_map(|flag| flag.get_long()).map(|flag| format!("--{flag}")));
         }
         Some(command) => {
             let flag = before.last().and_then(|word| word.strip_prefix("--"));
-            let of_flag = flag.and_then(|flag| command.get_arguments().find(|arg| arg.get_long() == Some(flag)));
+            let of_flag =
+                flag.and_then(|flag| command.get_arguments().find(|arg| arg.get_long() == Some(flag)));
             let values: Vec<String> = of_flag.map_or_else(Vec::new, |arg| {
                 arg.get_possible_values().iter().map(|value| value.get_name().to_owned()).collect()
             });
@@ -136,9 +150,16 @@ pub async fn propose(args: &ClusterArgs, words: &[String]) -> String {
                 (false, _) => proposals.extend(values),
                 (true, "validate" | "render" | "diff") => directive = ALSO_FILES,
                 (true, "completion") => {
-                    proposals.extend(command.get_positionals().flat_map(|arg| arg.get_possible_values()).map(|value| value.get_name().to_owned()));
+                    proposals.extend(
+                        command
+                            .get_positionals()
+                            .flat_map(|arg| arg.get_possible_values())
+                            .map(|value| value.get_name().to_owned()),
+                    );
                 }
-                (true, name) => proposals.extend(names(args, name, &positional.cloned().collect::<Vec<_>>()).await),
+                (true, name) => {
+                    proposals.extend(names(args, name, &positional.cloned().collect::<Vec<_>>()).await)
+                }
             }
         }
     }
@@ -161,7 +182,11 @@ async fn names(args: &ClusterArgs, command: &str, given: &[String]) -> Vec<Strin
         }
         ("psql" | "rotate-credentials", [name]) => {
             let comune = cluster.comune(name).await.ok();
-            comune.into_iter().flat_map(|comune| comune.spec.databases).map(|database| database.name).collect()
+            comune
+                .into_iter()
+                .flat_map(|comune| comune.spec.databases)
+                .map(|database| database.name)
+                .collect()
         }
         _ => Vec::new(),
     }
@@ -218,7 +243,9 @@ mod tests {
 
     #[test]
     fn every_shell_completes_below_the_first_word() {
-        for shell in [CompletionShell::Bash, CompletionShell::Zsh, CompletionShell::Fish, CompletionShell::Powershell] {
+        for shell in
+            [CompletionShell::Bash, CompletionShell::Zsh, CompletionShell::Fish, CompletionShell::Powershell]
+        {
             let script = completion(shell);
             assert!(script.contains("rotate-credentials") && script.contains("print-command"), "{shell:?}");
         }

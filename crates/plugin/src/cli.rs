@@ -400,9 +400,16 @@ fn awaited(text: &str) -> Result<String, String> {
         lower => {
             let named = lower.strip_prefix("condition=").unwrap_or_default();
             let known = conme_api::reasons::COMUNE_CONDITIONS;
-            known.into_iter().find(|condition| condition.to_lowercase() == named).map(str::to_owned).ok_or_else(|| {
-                format!("`{text}` is nothing to wait for; there are ready, available, condition={}", known.join(", condition="))
-            })
+            known
+                .into_iter()
+                .find(|condition| condition.to_lowercase() == named)
+                .map(str::to_owned)
+                .ok_or_else(|| {
+                    format!(
+                        "`{text}` is nothing to wait for; there are ready, available, condition={}",
+                        known.join(", condition=")
+                    )
+                })
         }
     }
 }

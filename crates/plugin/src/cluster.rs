@@ -31,7 +31,9 @@ impl Cluster {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = KubeConfigOptions { context: args.context.clone(), ..KubeConfigOptions::default() };
         let unusable = |error: kube::config::KubeconfigError| {
-            Failure::Server(format!("the kubeconfig cannot be used: {error}; name another with --kubeconfig or --context"))
+            Failure::Server(format!(
+                "the kubeconfig cannot be used: {error}; name another with --kubeconfig or --context"
+            ))
         };
         let mut config = match &args.kubeconfig {
             Some(file) => {
@@ -49,11 +51,13 @@ impl Cluster {
         config.default_retry = false;
         if args.impersonate.is_some() {
             config.auth_info.impersonate.clone_from(&args.impersonate);
-            config.auth_info.impersonate_groups = Some(args.as_group.clone()).filter(|groups| !groups.is_empty());
+            config.auth_info.impersonate_groups =
+                Some(args.as_group.clone()).filter(|groups| !groups.is_empty());
         }
         let address = config.cluster_url.to_string();
-        let client = Client::try_from(config)
-            .map_err(|error| Failure::Server(format!("{address} cannot be used: {}", conme_cluster::words(&error))))?;
+        let client = Client::try_from(config).map_err(|error| {
+            Failure::Server(format!("{address} cannot be used: {}", conme_cluster::words(&error)))
+        })?;
         Ok(Self { client, timeout: args.request_timeout })
     }
 
@@ -61,9 +65,16 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn ask<T>(&self, what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<kube::Result<T>, Failure> {
+    pub async fn ask<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<kube::Result<T>, Failure> {
         match tokio::time::timeout(self.timeout, call).await {
-            Err(_) => Err(Failure::Server(format!("{what}: no answer within {:?} (--request-timeout)", self.timeout))),
+            Err(_) => Err(Failure::Server(format!(
+                "{what}: no answer within {:?} (--request-timeout)",
+                self.timeout
+            ))),
             Ok(Err(kube::Error::Api(status))) => Ok(Err(kube::Error::Api(status))),
             Ok(Err(error)) => Err(Failure::Server(format!("{what}: {}", conme_cluster::words(&error)))),
             Ok(Ok(answer)) => Ok(Ok(answer)),
@@ -74,8 +85,14 @@ impl Cluster {
     ///
     /// # Errors
     /// When it does not answer or refuses.
-    pub async fn call<T>(&self, what: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Failure> {
-        self.ask(what, call).await?.map_err(|error| Failure::Server(format!("{what}: {}", conme_cluster::words(&error))))
+    pub async fn call<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> Result<T, Failure> {
+        self.ask(what, call)
+            .await?
+            .map_err(|error| Failure::Server(format!("{what}: {}", conme_cluster::words(&error))))
     }
 
     /// A Comune that has to be there.
@@ -90,7 +107,10 @@ impl Cluster {
                 let all = self.list::<Comune>("").await.unwrap_or_default();
                 let names: Vec<String> = all.iter().map(ResourceExt::name_any).collect();
                 let hint = crate::suggest::did_you_mean(name, names.iter().map(String::as_str));
-                Err(Failure::Other(format!("there is no Comune `{name}`; {}", hint.unwrap_or_else(|| "see kubectl comune list".into()))))
+                Err(Failure::Other(format!(
+                    "there is no Comune `{name}`; {}",
+                    hint.unwrap_or_else(|| "see kubectl comune list".into())
+                )))
             }
         }
     }
@@ -101,7 +121,10 @@ impl Cluster {
     /// When the API server does not answer or refuses.
     pub async fn list<K>(&self, selector: &str) -> Result<Vec<K>, Failure>
     where
-        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope> + Clone + DeserializeOwned + std::fmt::Debug,
+        K: Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
+            + Clone
+            + DeserializeOwned
+            + std::fmt::Debug,
     {
         let api: Api<K> = Api::all(self.client.clone());
         let mut params = ListParams::default();
@@ -123,14 +146,16 @@ impl Cluster {
         let comuni = match self.list::<Comune>("").await {
             Ok(comuni) => comuni,
             Err(Failure::Server(words)) if words.contains("forbidden") => {
-                let message = "you may not list the other Comuni: clashes with them were not looked for".to_owned();
+                let message =
+                    "you may not list the other Comuni: clashes with them were not looked for".to_owned();
                 notes.push(Note { file: String::new(), message });
                 Vec::new()
             }
             Err(failure) => return Err(failure),
         };
         let classes = self.list::<StorageClass>("").await.ok();
-        let classes = classes.map(|classes| classes.iter().map(ResourceExt::name_any).collect::<BTreeSet<_>>());
+        let classes =
+            classes.map(|classes| classes.iter().map(ResourceExt::name_any).collect::<BTreeSet<_>>());
         site.add_live(data_centers, templates, comuni, classes);
         Ok(())
     }

@@ -19,6 +19,7 @@ use kube::{
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{PsqlArgs, RotateArgs},
@@ -88,12 +89,20 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
     }});
     let api: Api<Comune> = Api::all(cluster.client.clone());
     let params = PatchParams::default();
-    match cluster.ask("asking for new passwords", api.patch(&args.name, &params, &Patch::Merge(&body))).await? {
+    match cluster
+        .ask("asking for new passwords", api.patch(&args.name, &params, &Patch::Merge(&body)))
+        .await?
+    {
         Ok(_) => {}
         Err(kube::Error::Api(status)) if status.code == 409 => {
             return Err(Failure::Other(format!("{} was changed at this very moment; try again", args.name)));
         }
-        Err(error) => return Err(Failure::Server(format!("asking for new passwords: {}", conme_cluster::words(&error)))),
+        Err(error) => {
+            return Err(Failure::Server(format!(
+                "asking for new passwords: {}",
+                conme_cluster::words(&error)
+            )));
+        }
     }
     let named: Vec<&str> = databases.iter().map(|database| database.name.as_str()).collect();
     print(&format!("new passwords were asked for: {}\n", named.join(", ")))?;
@@ -107,7 +116,10 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
     match tokio::time::timeout(args.timeout, everything).await {
         Ok(result) => result.map(|()| 0),
         Err(_) => {
-            eprintln!("error: no new password after {:?}; see kubectl comune status {}", args.timeout, args.name);
+            eprintln!(
+                "error: no new password after {:?}; see kubectl comune status {}",
+                args.timeout, args.name
+            );
             Ok(1)
         }
     }
@@ -150,7 +162,9 @@ impl Binding {
             .filter_map(|(key, value)| Some((key.as_str(), String::from_utf8(value.0.clone()).ok()?)))
             .collect();
         let key = |key: &str| {
-            data.get(key).cloned().ok_or_else(|| Failure::Other(format!("the Secret {} has no `{key}`", secret.name_any())))
+            data.get(key)
+                .cloned()
+                .ok_or_else(|| Failure::Other(format!("the Secret {} has no `{key}`", secret.name_any())))
         };
         Ok(Self {
             engine,
@@ -239,9 +253,16 @@ pub async fn psql(cluster: &Cluster, args: &PsqlArgs) -> Result<u8, Failure> {
     let namespace = names::namespace(&args.name, &database.environment);
     let what = format!("reading the Secret {namespace}/{name}");
     let secret = cluster.call(&what, api.get_opt(&name)).await?.ok_or_else(|| {
-        let status = comune.status.as_ref().and_then(|status| status.databases.iter().find(|known| known.name == database.name));
-        let why = status.map_or_else(|| "it is not provisioned yet".to_owned(), |status| status.message.clone());
-        Failure::Other(format!("the database `{}` has no binding Secret {namespace}/{name}: {why}", database.name))
+        let status = comune
+            .status
+            .as_ref()
+            .and_then(|status| status.databases.iter().find(|known| known.name == database.name));
+        let why =
+            status.map_or_else(|| "it is not provisioned yet".to_owned(), |status| status.message.clone());
+        Failure::Other(format!(
+            "the database `{}` has no binding Secret {namespace}/{name}: {why}",
+            database.name
+        ))
     })?;
     let binding = Binding::read(database.engine, &secret)?;
     if args.print_command {
@@ -257,28 +278,31 @@ pub async fn psql(cluster: &Cluster, args: &PsqlArgs) -> Result<u8, Failure> {
     write_private(&ca_file, binding.ca.as_deref().unwrap_or_default())?;
     let (environment, arguments) =
         binding.invocation(&password_file.display().to_string(), &ca_file.display().to_string());
-    let mut child = tokio::process::Command::new(binding.program())
-        .args(arguments)
-        .args(&args.args)
-        .envs(environment)
-        .stdin(Stdio::inherit())
-        .spawn()
-        .map_err(|error| {
-            Failure::Other(format!(
-                "{} cannot be started: {error}; install it ({}), or see --print-command",
-                binding.program(),
-                match binding.engine {
-                    Engine::Postgresql => "postgresql-client",
-                    Engine::Mariadb => "mariadb-client",
-                }
-            ))
-        })?;
+    let mut client = tokio::process::Command::new(binding.program());
+    client.args(arguments).args(&args.args).envs(environment).stdin(Stdio::inherit()).kill_on_drop(true);
+    // What the user's own environment says of another server has no say here.
+    for foreign in ["PGPASSWORD", "PGHOSTADDR", "PGSERVICE", "PGSERVICEFILE", "MYSQL_PWD", "MYSQL_HOST"] {
+        client.env_remove(foreign);
+    }
+    let mut child = client.spawn().map_err(|error| {
+        Failure::Other(format!(
+            "{} cannot be started: {error}; install it ({}), or see --print-command",
+            binding.program(),
+            match binding.engine {
+                Engine::Postgresql => "postgresql-client",
+                Engine::Mariadb => "mariadb-client",
+            }
+        ))
+    })?;
+    let (mut terminate, mut hang_up) = (signal(SignalKind::terminate())?, signal(SignalKind::hangup())?);
+    // This program outlives the client, so that the files with the password go with it. An interrupt is meant for the
+    // client, which ends a query with it.
     let status = loop {
         tokio::select! {
             status = child.wait() => break status?,
-            // The interrupt is meant for the client, which ends a query with it. This program stays, so that the files
-            // with the password go with it.
             _ = tokio::signal::ctrl_c() => {}
+            _ = terminate.recv() => child.start_kill()?,
+            _ = hang_up.recv() => child.start_kill()?,
         }
     };
     Ok(exit_code(status))
@@ -296,7 +320,9 @@ fn write_private(file: &Path, text: &str) -> std::io::Result<()> {
 /// The command as somebody would type it: it reads the password by itself.
 fn as_command(binding: &Binding, namespace: &str, secret: &str, further: &[String]) -> String {
     let read = |key: &str| {
-        format!("kubectl get secret {secret} --namespace {namespace} --output jsonpath='{{.data.{key}}}' | base64 -d")
+        format!(
+            "kubectl get secret {secret} --namespace {namespace} --output jsonpath='{{.data.{key}}}' | base64 -d"
+        )
     };
     let ca = format!("<({})", read("ca\\.crt"));
     let mut words: Vec<String> = Vec::new();
@@ -332,7 +358,11 @@ fn as_command(binding: &Binding, namespace: &str, secret: &str, further: &[Strin
 /// A word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(is_plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+    if !word.is_empty() && word.chars().all(is_plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -358,7 +388,10 @@ mod tests {
         assert_eq!(first, "a@2026-01-01T10:00:00Z");
         let second = wished(&first, "b", at("2026-01-01T11:00:00.7Z"));
         assert_eq!(second, "a@2026-01-01T10:00:00Z,b@2026-01-01T11:00:00Z");
-        assert_eq!(wished(&second, "a", at("2026-01-02T10:00:00Z")), "b@2026-01-01T11:00:00Z,a@2026-01-02T10:00:00Z");
+        assert_eq!(
+            wished(&second, "a", at("2026-01-02T10:00:00Z")),
+            "b@2026-01-01T11:00:00Z,a@2026-01-02T10:00:00Z"
+        );
         assert_eq!(wished(&second, "*", at("2026-01-02T10:00:00Z")), "*@2026-01-02T10:00:00Z");
     }
 
@@ -367,7 +400,8 @@ mod tests {
         for engine in [Engine::Postgresql, Engine::Mariadb] {
             let binding = binding(engine);
             let (environment, arguments) = binding.invocation("/x/password", "/x/ca.crt");
-            let printed = as_command(&binding, "dolo-produzione", "db-protocollo", &["-c".into(), "select 'x'".into()]);
+            let printed =
+                as_command(&binding, "dolo-produzione", "db-protocollo", &["-c".into(), "select 'x'".into()]);
             for text in [format!("{environment:?}"), format!("{arguments:?}"), printed] {
                 assert!(!text.contains("segre") && !text.contains("se:gre"), "{text}");
             }
@@ -376,7 +410,10 @@ mod tests {
 
     #[test]
     fn a_password_may_hold_what_it_likes() {
-        assert_eq!(binding(Engine::Postgresql).password_file(), "db.example:5432:dolo__protocollo:dolo__protocollo:se\\:gre\\\\to\"\n");
+        assert_eq!(
+            binding(Engine::Postgresql).password_file(),
+            "db.example:5432:dolo__protocollo:dolo__protocollo:se\\:gre\\\\to\"\n"
+        );
         assert_eq!(binding(Engine::Mariadb).password_file(), "[client]\npassword=\"se:gre\\\\to\\\"\"\n");
     }
 

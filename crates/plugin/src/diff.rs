@@ -29,7 +29,8 @@ impl Live {
     /// When the API server does not answer or refuses.
     pub async fn read(cluster: &Cluster, comune: &str, wanted: &[String]) -> Result<Self, Failure> {
         let mut live = Self::default();
-        let namespaces: Api<DynamicObject> = Api::all_with(cluster.client.clone(), &Kind::Namespace.api_resource());
+        let namespaces: Api<DynamicObject> =
+            Api::all_with(cluster.client.clone(), &Kind::Namespace.api_resource());
         let own = ListParams::default().labels(&format!("{}={comune}", keys::COMUNE));
         let mut homes: BTreeMap<String, DynamicObject> = BTreeMap::new();
         for namespace in cluster.call("listing namespaces", namespaces.list(&own)).await? {
@@ -43,7 +44,8 @@ impl Live {
         for (name, namespace) in homes {
             live.put(Kind::Namespace, namespace)?;
             for kind in Kind::ALL.into_iter().filter(|kind| *kind != Kind::Namespace) {
-                let api: Api<DynamicObject> = Api::namespaced_with(cluster.client.clone(), &name, &kind.api_resource());
+                let api: Api<DynamicObject> =
+                    Api::namespaced_with(cluster.client.clone(), &name, &kind.api_resource());
                 let what = format!("listing {} in {name}", kind.plural());
                 for object in cluster.call(&what, api.list(&own)).await? {
                     live.put(kind, object)?;
@@ -67,12 +69,18 @@ impl Live {
     /// What the operator would do for a Comune, as it will be in the end: quotas that grow step by step are shown as
     /// they will be.
     pub fn plan(&self, valid: &ValidComune, before: Option<&Comune>) -> Plan {
-        let wanted: Vec<String> = valid.environments.iter().map(|environment| environment.namespace.clone()).collect();
+        let wanted: Vec<String> =
+            valid.environments.iter().map(|environment| environment.namespace.clone()).collect();
         let seen = self.index.observe(&valid.name, &wanted);
-        let on_record = before.and_then(|comune| comune.status.as_ref()).into_iter().flat_map(|status| &status.namespaces);
+        let on_record = before
+            .and_then(|comune| comune.status.as_ref())
+            .into_iter()
+            .flat_map(|status| &status.namespaces);
         let observed = Observed {
             quotas: BTreeMap::new(),
-            databases: render::databases_ready(valid.databases.iter().map(|database| database.spec.name.as_str())),
+            databases: render::databases_ready(
+                valid.databases.iter().map(|database| database.spec.name.as_str()),
+            ),
             own_namespaces: on_record.map(|namespace| namespace.uid.clone()).collect(),
             ..seen
         };
@@ -114,7 +122,10 @@ pub fn of_plan(plan: &Plan, live: &Live, before: Option<&Comune>) -> Result<Stri
                     Some(old) => after_apply(desired.at.kind, old, &desired.body),
                     None => desired.body.clone(),
                 };
-                let (old, new) = (old.map(|old| shown(desired.at.kind, old)).transpose()?, shown(desired.at.kind, &after)?);
+                let (old, new) = (
+                    old.map(|old| shown(desired.at.kind, old)).transpose()?,
+                    shown(desired.at.kind, &after)?,
+                );
                 text.push_str(&unified(&label, old.as_deref(), Some(&new)));
             }
             Action::Delete { at, .. } => {
@@ -129,7 +140,10 @@ pub fn of_plan(plan: &Plan, live: &Live, before: Option<&Comune>) -> Result<Stri
             .is_some_and(|status| status.orphans.iter().any(|orphan| orphan.name == name))
     };
     for namespace in plan.orphans.keys().filter(|name| !known(name)) {
-        let _ = writeln!(text, "# Namespace {namespace} would be kept as an orphan: its data stays, nothing new is admitted");
+        let _ = writeln!(
+            text,
+            "# Namespace {namespace} would be kept as an orphan: its data stays, nothing new is admitted"
+        );
     }
     for clash in &plan.clashes {
         let _ = writeln!(text, "# {}", clash.message);
@@ -140,7 +154,8 @@ pub fn of_plan(plan: &Plan, live: &Live, before: Option<&Comune>) -> Result<Stri
 /// Databases that the manifest no longer declares: they stay where they are.
 pub fn of_databases(before: Option<&Comune>, after: &Comune) -> String {
     let mut text = String::new();
-    let declared = |comune: &Comune, name: &str| comune.spec.databases.iter().any(|database| database.name == name);
+    let declared =
+        |comune: &Comune, name: &str| comune.spec.databases.iter().any(|database| database.name == name);
     for database in before.into_iter().flat_map(|before| &before.spec.databases) {
         if !declared(after, &database.name) {
             let _ = writeln!(text, "# Database {} would be kept as an orphan: its data stays", database.name);
@@ -161,7 +176,11 @@ fn after_apply(kind: Kind, live: &Value, asked: &Value) -> Value {
     let owned = entries
         .iter()
         .rev()
-        .find(|entry| entry["manager"] == keys::FIELD_MANAGER && entry["operation"] == "Apply" && entry["subresource"].is_null())
+        .find(|entry| {
+            entry["manager"] == keys::FIELD_MANAGER
+                && entry["operation"] == "Apply"
+                && entry["subresource"].is_null()
+        })
         .map_or(Value::Null, |entry| entry["fieldsV1"].clone());
     let mut after = live.clone();
     overlay(&mut after, asked, &owned);
@@ -218,8 +237,11 @@ fn shown(kind: Kind, object: &Value) -> Result<String, Failure> {
 fn sorted(value: Value) -> Value {
     match value {
         Value::Object(map) => {
-            let entries: BTreeMap<String, Value> =
-                map.into_iter().map(|(key, value)| (key, sorted(value))).filter(|(_, value)| !is_empty(value)).collect();
+            let entries: BTreeMap<String, Value> = map
+                .into_iter()
+                .map(|(key, value)| (key, sorted(value)))
+                .filter(|(_, value)| !is_empty(value))
+                .collect();
             Value::Object(entries.into_iter().collect())
         }
         Value::Array(items) => items.into_iter().map(sorted).collect(),
@@ -289,7 +311,10 @@ mod tests {
     #[test]
     fn a_diff_reads_like_one() {
         let text = unified("Service a/b", Some("a: 1\nb: 2\n"), Some("a: 1\nb: 3\n"));
-        assert_eq!(text, "--- live: Service a/b\n+++ manifest: Service a/b\n@@ -1,2 +1,2 @@\n a: 1\n-b: 2\n+b: 3\n");
+        assert_eq!(
+            text,
+            "--- live: Service a/b\n+++ manifest: Service a/b\n@@ -1,2 +1,2 @@\n a: 1\n-b: 2\n+b: 3\n"
+        );
         assert_eq!(unified("x", Some("a: 1\n"), Some("a: 1\n")), "");
         assert!(unified("x", None, Some("a: 1\n")).starts_with("--- /dev/null\n+++ manifest: x\n"));
         assert!(coloured("+a\n-b\n").starts_with("\u{1b}[32m+a"));

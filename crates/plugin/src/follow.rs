@@ -12,7 +12,10 @@ use k8s_openapi::api::core::v1::{Event as CoreEvent, ResourceQuota};
 use kube::{
     Api, ResourceExt,
     api::ListParams,
-    runtime::watcher::{self, Event},
+    runtime::{
+        WatchStreamExt as _,
+        watcher::{self, Event},
+    },
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -33,11 +36,11 @@ type News = Pin<Box<dyn Stream<Item = Result<Event<Comune>, watcher::Error>> + S
 fn news(cluster: &Cluster, names: &BTreeSet<String>) -> News {
     let api: Api<Comune> = Api::all(cluster.client.clone());
     if names.len() > SINGLE_WATCHES {
-        return watcher::watcher(api, watcher::Config::default()).boxed();
+        return watcher::watcher(api, watcher::Config::default()).default_backoff().boxed();
     }
     let single = |name: &String| {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        watcher::watcher(api.clone(), config).boxed()
+        watcher::watcher(api.clone(), config).default_backoff().boxed()
     };
     stream::select_all(names.iter().map(single)).boxed()
 }
@@ -121,7 +124,8 @@ async fn page_of(cluster: &Cluster, comune: &Comune) -> Result<String, Failure> 
         }
     }
     let api: Api<CoreEvent> = Api::namespaced(cluster.client.clone(), "default");
-    let about = ListParams::default().fields(&format!("involvedObject.kind=Comune,involvedObject.name={name}"));
+    let about =
+        ListParams::default().fields(&format!("involvedObject.kind=Comune,involvedObject.name={name}"));
     let events = cluster.ask("listing events", api.list(&about)).await?;
     let events = events.map(|list| list.items).unwrap_or_default();
     Ok(page::page(comune, &quotas, &events, Timestamp::now()))
@@ -142,7 +146,10 @@ pub async fn list(cluster: &Cluster, args: &ListArgs) -> Result<u8, Failure> {
             let items: Vec<Comune> = comuni.into_iter().map(without_managed_fields).collect();
             let items = serde_json::to_value(items).map_err(|error| Failure::Other(error.to_string()))?;
             let list: Value = json!({"apiVersion": "v1", "kind": "List", "items": items});
-            written(&list, if args.output == ListFormat::Json { PlainFormat::Json } else { PlainFormat::Yaml })?
+            written(
+                &list,
+                if args.output == ListFormat::Json { PlainFormat::Json } else { PlainFormat::Yaml },
+            )?
         }
         _ if comuni.is_empty() && args.not_ready => "all Comuni are as declared\n".to_owned(),
         _ if comuni.is_empty() => "there is no Comune yet\n".to_owned(),
@@ -177,7 +184,8 @@ pub async fn wait(cluster: &Cluster, args: &WaitArgs) -> Result<u8, Failure> {
         return Ok(0);
     }
     let mut open: BTreeMap<String, String> = names.iter().map(|name| (name.clone(), String::new())).collect();
-    let ended = tokio::time::timeout(args.timeout, watch_until(cluster, &names, &args.awaited, &mut open)).await;
+    let ended =
+        tokio::time::timeout(args.timeout, watch_until(cluster, &names, &args.awaited, &mut open)).await;
     match ended {
         Ok(result) => result.map(|()| 0),
         Err(_) => {

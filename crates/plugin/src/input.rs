@@ -78,7 +78,10 @@ fn files_below(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
             // What a link leads to is not followed: it may lead in circles.
             if entry.file_type()?.is_dir() {
                 folders.push(path);
-            } else if path.extension().is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known)) {
+            } else if path
+                .extension()
+                .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|known| extension == *known))
+            {
                 files.push(path);
             }
         }

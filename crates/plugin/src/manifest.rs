@@ -132,6 +132,13 @@ impl Manifests {
         let ours = format!("{GROUP}/{VERSION}");
         let known = OurKind::ALL.into_iter().find(|known| known.name() == kind);
         let is_of_group = version.split('/').next() == Some(GROUP);
+        // Folders hold other YAML too, such as the pipeline itself.
+        if ["apiVersion", "kind", "metadata", "spec"].iter().all(|field| root.get(field).is_none()) {
+            let message =
+                "a document without apiVersion, kind, metadata and spec is no manifest and was passed over";
+            self.notes.push(Note { file: file.to_owned(), message: message.into() });
+            return;
+        }
         let missing = ["apiVersion", "kind"].into_iter().find(|field| root.text(field).is_none());
         match (known, missing) {
             (_, Some(field)) => {
@@ -145,7 +152,11 @@ impl Manifests {
                 self.problem(file, at, path, Code::MissingField, message, Some(suggestion));
             }
             (Some(kind), None) if version == ours => self.objects.push(examine(file, kind, root, rules)),
-            (Some(kind), None) if is_of_group || !version.contains('.') || suggest::closest(&version, [ours.as_str()]).is_some() => {
+            (Some(kind), None)
+                if is_of_group
+                    || !version.contains('.')
+                    || suggest::closest(&version, [ours.as_str()]).is_some() =>
+            {
                 let path = Path::default().field("apiVersion");
                 let at = root.locate(&path);
                 let message = format!("`{version}` has no {}", kind.name());
@@ -165,14 +176,23 @@ impl Manifests {
                 self.problem(file, at, path, Code::NotAllowed, message, suggestion);
             }
             _ => {
-                let name = root.get("metadata").and_then(|metadata| metadata.text("name")).unwrap_or_default();
+                let name =
+                    root.get("metadata").and_then(|metadata| metadata.text("name")).unwrap_or_default();
                 let message = format!("{kind} {name} ({version}) is not of Con.Me and was passed over");
                 self.notes.push(Note { file: file.to_owned(), message });
             }
         }
     }
 
-    fn problem(&mut self, file: &str, at: Position, path: Path, code: Code, message: String, suggestion: Option<String>) {
+    fn problem(
+        &mut self,
+        file: &str,
+        at: Position,
+        path: Path,
+        code: Code,
+        message: String,
+        suggestion: Option<String>,
+    ) {
         self.problems.push(Problem {
             file: file.to_owned(),
             at,
@@ -233,7 +253,13 @@ fn metadata() -> JSONSchemaProps {
         ..of_type("object")
     };
     let mut properties = BTreeMap::from([
-        ("name".to_owned(), JSONSchemaProps { description: Some("how it is called, such as dolo".into()), ..of_type("string") }),
+        (
+            "name".to_owned(),
+            JSONSchemaProps {
+                description: Some("how it is called, such as dolo".into()),
+                ..of_type("string")
+            },
+        ),
         ("generateName".to_owned(), of_type("string")),
         ("namespace".to_owned(), of_type("string")),
         ("labels".to_owned(), texts()),
@@ -267,7 +293,14 @@ fn check_metadata(root: &Node, kind: OurKind, findings: &mut Vec<Finding>) {
     let top = Path::default().field("metadata");
     let mut add = |path: Path, at: Position, message: String| {
         if !findings.iter().any(|known| known.path == path) {
-            findings.push(Finding { path, at, code: Code::Rule, message, suggestion: None, covers: Vec::new() });
+            findings.push(Finding {
+                path,
+                at,
+                code: Code::Rule,
+                message,
+                suggestion: None,
+                covers: Vec::new(),
+            });
         }
     };
     if let Some(name) = metadata.text("name") {
@@ -275,7 +308,12 @@ fn check_metadata(root: &Node, kind: OurKind, findings: &mut Vec<Finding>) {
         let at = root.locate(&path);
         // The definition of a Comune is stricter and has said what is wrong.
         if kind != OurKind::Comune && !is_subdomain(name) {
-            add(path, at, "a name is lower-case letters, digits, hyphens and dots, at most 253, such as sito-web".into());
+            add(
+                path,
+                at,
+                "a name is lower-case letters, digits, hyphens and dots, at most 253, such as sito-web"
+                    .into(),
+            );
         }
     }
     for map in ["labels", "annotations"] {
@@ -286,7 +324,10 @@ fn check_metadata(root: &Node, kind: OurKind, findings: &mut Vec<Finding>) {
                 add(
                     path.clone(),
                     entry.at,
-                    format!("`{}` is no key: [domain/]name with at most 63 letters, digits, hyphens, underscores and dots", entry.key),
+                    format!(
+                        "`{}` is no key: [domain/]name with at most 63 letters, digits, hyphens, underscores and dots",
+                        entry.key
+                    ),
                 );
             }
             if let (Data::Scalar { value: Value::String(text), .. }, "labels") = (&entry.value.data, map)

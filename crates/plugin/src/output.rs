@@ -36,7 +36,8 @@ fn heading(problem: &Problem) -> String {
 }
 
 fn summary(report: &Report) -> String {
-    let count = |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
+    let count =
+        |number: usize, one: &str, many: &str| format!("{number} {}", if number == 1 { one } else { many });
     let looked = format!(
         "{} in {}",
         count(report.objects, "object", "objects"),

@@ -19,7 +19,8 @@ pub fn condition<'a>(comune: &'a Comune, type_: &str) -> Option<&'a Condition> {
 /// Whether a condition holds for the present generation.
 pub fn holds(comune: &Comune, type_: &str) -> bool {
     let observed = comune.status.as_ref().and_then(|status| status.observed_generation);
-    observed == comune.metadata.generation && condition(comune, type_).is_some_and(|condition| condition.status == "True")
+    observed == comune.metadata.generation
+        && condition(comune, type_).is_some_and(|condition| condition.status == "True")
 }
 
 /// What is told of a condition, or that nothing is told yet.
@@ -29,7 +30,9 @@ pub fn told(comune: &Comune, type_: &str) -> String {
         Some(_) if observed != comune.metadata.generation => {
             "the operator has not looked at the latest change yet".to_owned()
         }
-        Some(condition) => format!("{type_}={} {}: {}", condition.status, condition.reason, condition.message),
+        Some(condition) => {
+            format!("{type_}={} {}: {}", condition.status, condition.reason, condition.message)
+        }
         None => "the operator has told nothing of it yet".to_owned(),
     }
 }
@@ -65,7 +68,18 @@ pub fn age(since: Timestamp, now: Timestamp) -> String {
 
 /// The rows of `list`.
 pub fn list(comuni: &[Comune], wide: bool, now: Timestamp) -> String {
-    let mut head = vec!["NAME", "READY", "REASON", "AVAILABLE", "ENVIRONMENTS", "DATABASES", "SERVICES", "MIGRATED", "CPU", "AGE"];
+    let mut head = vec![
+        "NAME",
+        "READY",
+        "REASON",
+        "AVAILABLE",
+        "ENVIRONMENTS",
+        "DATABASES",
+        "SERVICES",
+        "MIGRATED",
+        "CPU",
+        "AGE",
+    ];
     if wide {
         head.extend(["ISTAT", "POPULATION", "TIER", "MEMORY"]);
     }
@@ -73,7 +87,9 @@ pub fn list(comuni: &[Comune], wide: bool, now: Timestamp) -> String {
     for comune in comuni {
         let status = comune.status.clone().unwrap_or_default();
         let summary = status.summary.unwrap_or_default();
-        let of = |type_: &str| condition(comune, type_).map_or("", |condition| condition.status.as_str()).to_owned();
+        let of = |type_: &str| {
+            condition(comune, type_).map_or("", |condition| condition.status.as_str()).to_owned()
+        };
         let reason = condition(comune, reasons::READY).map_or("", |condition| condition.reason.as_str());
         let created = comune.metadata.creation_timestamp.as_ref().map_or(now, |time| time.0);
         let mut row = vec![
@@ -110,7 +126,12 @@ pub fn reasons_of(comuni: &[Comune]) -> String {
 }
 
 /// The page of `status`.
-pub fn page(comune: &Comune, quotas: &BTreeMap<String, ResourceQuota>, events: &[Event], now: Timestamp) -> String {
+pub fn page(
+    comune: &Comune,
+    quotas: &BTreeMap<String, ResourceQuota>,
+    events: &[Event],
+    now: Timestamp,
+) -> String {
     let mut text = String::new();
     let status = comune.status.clone().unwrap_or_default();
     let entity = &comune.spec.entity;
@@ -139,37 +160,81 @@ pub fn page(comune: &Comune, quotas: &BTreeMap<String, ResourceQuota>, events: &
     }
     let _ = writeln!(text, "  {}, {:?} when removed", flags.join(", "), comune.spec.deletion_policy);
     if status.observed_generation != comune.metadata.generation {
-        let _ = writeln!(text, "  the operator has not looked at the latest change yet; below is how it was before");
+        let _ = writeln!(
+            text,
+            "  the operator has not looked at the latest change yet; below is how it was before"
+        );
     }
     conditions(&mut text, &status.conditions, now);
     environments(&mut text, comune, quotas, &status);
-    section(&mut text, "Databases", &["NAME", "READY", "SERVER", "DATABASE", "SECRET", ""], status.databases.iter().map(|database| {
-        let note = if database.ready { String::new() } else { format!("{}: {}", database.reason, database.message) };
-        vec![database.name.clone(), yes(database.ready), database.server.clone(), database.database.clone(), database.secret.clone(), note]
-    }));
-    section(&mut text, "Services", &["NAME", "PODS", "VERSION", "NAMESPACE", "URL"], status.services.iter().map(|service| {
-        vec![
-            service.name.clone(),
-            format!("{}/{}", service.ready, service.desired),
-            service.version.clone(),
-            service.namespace.clone(),
-            service.url.clone().unwrap_or_default(),
-        ]
-    }));
-    section(&mut text, "Local servers", &["NAME", "MIGRATED", "WITHOUT CLASSIFICATION"], status.servers.iter().map(|server| {
-        vec![server.name.clone(), format!("{}/{}", server.migrated, server.workloads), server.unclassified.to_string()]
-    }));
-    section(&mut text, "Kept without being declared", &["KIND", "NAME", "SINCE"], status.orphans.iter().map(|orphan| {
-        vec![orphan.kind.clone(), orphan.name.clone(), orphan.since.clone()]
-    }));
-    section(&mut text, "Latest events", &["AGE", "TYPE", "REASON", ""], latest(events).into_iter().map(|(time, event)| {
-        vec![
-            time.map_or_else(|| "?".into(), |time| age(time, now)),
-            event.type_.clone().unwrap_or_default(),
-            event.reason.clone().unwrap_or_default(),
-            one_line(event.message.as_deref().unwrap_or_default()),
-        ]
-    }));
+    section(
+        &mut text,
+        "Databases",
+        &["NAME", "READY", "SERVER", "DATABASE", "SECRET", ""],
+        status.databases.iter().map(|database| {
+            let note = if database.ready {
+                String::new()
+            } else {
+                format!("{}: {}", database.reason, database.message)
+            };
+            vec![
+                database.name.clone(),
+                yes(database.ready),
+                database.server.clone(),
+                database.database.clone(),
+                database.secret.clone(),
+                note,
+            ]
+        }),
+    );
+    section(
+        &mut text,
+        "Services",
+        &["NAME", "PODS", "VERSION", "NAMESPACE", "URL"],
+        status.services.iter().map(|service| {
+            vec![
+                service.name.clone(),
+                format!("{}/{}", service.ready, service.desired),
+                service.version.clone(),
+                service.namespace.clone(),
+                service.url.clone().unwrap_or_default(),
+            ]
+        }),
+    );
+    section(
+        &mut text,
+        "Local servers",
+        &["NAME", "MIGRATED", "WITHOUT CLASSIFICATION"],
+        status.servers.iter().map(|server| {
+            vec![
+                server.name.clone(),
+                format!("{}/{}", server.migrated, server.workloads),
+                server.unclassified.to_string(),
+            ]
+        }),
+    );
+    section(
+        &mut text,
+        "Kept without being declared",
+        &["KIND", "NAME", "SINCE"],
+        status
+            .orphans
+            .iter()
+            .map(|orphan| vec![orphan.kind.clone(), orphan.name.clone(), orphan.since.clone()]),
+    );
+    section(
+        &mut text,
+        "Latest events",
+        &["AGE", "TYPE", "REASON", ""],
+        latest(events).into_iter().map(|(time, event)| {
+            vec![
+                time.map_or_else(|| "?".into(), |time| age(time, now)),
+                event.type_.clone().unwrap_or_default(),
+                event.reason.clone().unwrap_or_default(),
+                one_line(event.message.as_deref().unwrap_or_default()),
+            ]
+        }),
+    );
     text
 }
 
@@ -194,21 +259,33 @@ fn section(text: &mut String, title: &str, head: &[&str], rows: impl Iterator<It
 }
 
 fn conditions(text: &mut String, conditions: &[Condition], now: Timestamp) {
-    let order = |condition: &&Condition| reasons::COMUNE_CONDITIONS.iter().position(|known| *known == condition.type_);
+    let order = |condition: &&Condition| {
+        reasons::COMUNE_CONDITIONS.iter().position(|known| *known == condition.type_)
+    };
     let mut sorted: Vec<&Condition> = conditions.iter().collect();
     sorted.sort_by_key(|condition| order(condition).unwrap_or(usize::MAX));
-    section(text, "Conditions", &["CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"], sorted.into_iter().map(|condition| {
-        vec![
-            condition.type_.clone(),
-            condition.status.clone(),
-            age(condition.last_transition_time.0, now),
-            condition.reason.clone(),
-            one_line(&condition.message),
-        ]
-    }));
+    section(
+        text,
+        "Conditions",
+        &["CONDITION", "STATUS", "SINCE", "REASON", "MESSAGE"],
+        sorted.into_iter().map(|condition| {
+            vec![
+                condition.type_.clone(),
+                condition.status.clone(),
+                age(condition.last_transition_time.0, now),
+                condition.reason.clone(),
+                one_line(&condition.message),
+            ]
+        }),
+    );
 }
 
-fn environments(text: &mut String, comune: &Comune, quotas: &BTreeMap<String, ResourceQuota>, status: &conme_api::ComuneStatus) {
+fn environments(
+    text: &mut String,
+    comune: &Comune,
+    quotas: &BTreeMap<String, ResourceQuota>,
+    status: &conme_api::ComuneStatus,
+) {
     let name = comune.name_any();
     let made: Vec<&str> = status.namespaces.iter().map(|namespace| namespace.name.as_str()).collect();
     let mut rows: Vec<Vec<String>> = Vec::new();
@@ -217,11 +294,16 @@ fn environments(text: &mut String, comune: &Comune, quotas: &BTreeMap<String, Re
         let bar = |resource: &str| {
             let quota = quotas.get(&namespace).and_then(|quota| quota.status.as_ref());
             let of = |map: Option<&BTreeMap<String, _>>| map.and_then(|map| map.get(resource).cloned());
-            let used = of(quota.and_then(|quota| quota.used.as_ref())).map(|quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity| quantity.0);
+            let used = of(quota.and_then(|quota| quota.used.as_ref()))
+                .map(|quantity: k8s_openapi::apimachinery::pkg::api::resource::Quantity| quantity.0);
             let hard = of(quota.and_then(|quota| quota.hard.as_ref())).map(|quantity| quantity.0);
             used.zip(hard).map_or_else(|| "-".to_owned(), |(used, hard)| bar(&used, &hard))
         };
-        let state = if made.contains(&namespace.as_str()) { namespace.clone() } else { format!("{namespace} (not made yet)") };
+        let state = if made.contains(&namespace.as_str()) {
+            namespace.clone()
+        } else {
+            format!("{namespace} (not made yet)")
+        };
         rows.push(vec![
             environment.name.clone(),
             state,
@@ -231,9 +313,18 @@ fn environments(text: &mut String, comune: &Comune, quotas: &BTreeMap<String, Re
             bar("pods"),
         ]);
     }
-    section(text, "Environments", &["NAME", "NAMESPACE", "CPU", "MEMORY", "STORAGE", "PODS"], rows.into_iter());
+    section(
+        text,
+        "Environments",
+        &["NAME", "NAMESPACE", "CPU", "MEMORY", "STORAGE", "PODS"],
+        rows.into_iter(),
+    );
     if let Some(quota) = status.quota.as_ref().filter(|quota| !quota.over_limit.is_empty()) {
-        let _ = writeln!(text, "  over the limit: {}; what runs goes on, nothing new is admitted", quota.over_limit.join(", "));
+        let _ = writeln!(
+            text,
+            "  over the limit: {}; what runs goes on, nothing new is admitted",
+            quota.over_limit.join(", ")
+        );
     }
 }
 
@@ -250,13 +341,15 @@ fn bar(used: &str, hard: &str) -> String {
 /// The events that came last, the latest first.
 fn latest(events: &[Event]) -> Vec<(Option<Timestamp>, &Event)> {
     let time = |event: &Event| {
-        let series = event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
+        let series =
+            event.series.as_ref().and_then(|series| series.last_observed_time.as_ref()).map(|time| time.0);
         series
             .or(event.last_timestamp.as_ref().map(|time| time.0))
             .or(event.event_time.as_ref().map(|time| time.0))
             .or(event.metadata.creation_timestamp.as_ref().map(|time| time.0))
     };
-    let mut sorted: Vec<(Option<Timestamp>, &Event)> = events.iter().map(|event| (time(event), event)).collect();
+    let mut sorted: Vec<(Option<Timestamp>, &Event)> =
+        events.iter().map(|event| (time(event), event)).collect();
     sorted.sort_by_key(|(time, _)| std::cmp::Reverse(*time));
     sorted.truncate(8);
     sorted
@@ -265,15 +358,15 @@ fn latest(events: &[Event]) -> Vec<(Option<Timestamp>, &Event)> {
 /// The lines of a page that another page did not have.
 pub fn changed_lines<'a>(before: &str, after: &'a str) -> Vec<&'a str> {
     // Ages pass by themselves; what counts is the rest of the line.
-    let bare = |line: &str| {
-        line.split_whitespace().filter(|word| !is_age(word)).collect::<Vec<_>>().join(" ")
-    };
+    let bare =
+        |line: &str| line.split_whitespace().filter(|word| !is_age(word)).collect::<Vec<_>>().join(" ");
     let known: std::collections::BTreeSet<String> = before.lines().map(bare).collect();
     after.lines().filter(|line| !line.trim().is_empty() && !known.contains(&bare(line))).collect()
 }
 
 fn is_age(word: &str) -> bool {
-    word.strip_suffix(['s', 'm', 'h', 'd']).is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+    word.strip_suffix(['s', 'm', 'h', 'd'])
+        .is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
 }
 
 #[cfg(test)]

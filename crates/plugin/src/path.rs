@@ -104,7 +104,8 @@ mod tests {
 
     #[test]
     fn elements_are_found_by_name_or_number() {
-        let text = "spec:\n  services:\n    - name: a\n    - name: portale\nmetadata:\n  annotations: {x.it/y: 1}\n";
+        let text =
+            "spec:\n  services:\n    - name: a\n    - name: portale\nmetadata:\n  annotations: {x.it/y: 1}\n";
         let (documents, problems) = crate::yaml::read("f", text.as_bytes());
         assert!(problems.is_empty());
         let root = &documents[0].root;

@@ -12,7 +12,10 @@ use crate::{cli::ObjectFormat, run::Failure};
 /// The children of a Comune that nothing exists of yet, in the order in which they are made.
 pub fn children(verdict: &Verdict) -> Vec<Desired> {
     let Some(valid) = &verdict.valid else { return Vec::new() };
-    let observed = Observed { databases: databases_ready(valid.databases.iter().map(|database| database.spec.name.as_str())), ..Observed::default() };
+    let observed = Observed {
+        databases: databases_ready(valid.databases.iter().map(|database| database.spec.name.as_str())),
+        ..Observed::default()
+    };
     let plan = plan(valid, &observed, Timestamp::UNIX_EPOCH);
     plan.actions()
         .filter_map(|action| match action {
@@ -67,7 +70,8 @@ pub fn text(objects: &[Value], format: ObjectFormat) -> Result<String, Failure> 
 /// # Errors
 /// When it cannot be written.
 pub fn yaml(value: &Value) -> Result<String, Failure> {
-    let mut text = serde_saphyr::to_string(value).map_err(|error| Failure::Other(format!("it cannot be written as YAML: {error}")))?;
+    let mut text = serde_saphyr::to_string(value)
+        .map_err(|error| Failure::Other(format!("it cannot be written as YAML: {error}")))?;
     if !text.ends_with('\n') {
         text.push('\n');
     }

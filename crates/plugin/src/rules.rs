@@ -50,11 +50,7 @@ impl Default for Rules {
         for name in ["string", "int", "uint", "double", "bool", "list", "map", "null_type"] {
             context.add_variable_from_value(name, name);
         }
-        Self {
-            context,
-            programs: RefCell::default(),
-            troubles: RefCell::default(),
-        }
+        Self { context, programs: RefCell::default(), troubles: RefCell::default() }
     }
 }
 
@@ -134,16 +130,20 @@ impl Rules {
     ) -> Option<Finding> {
         let compiled = self.compiled(&rule.rule);
         let program = compiled.program.as_ref()?;
-        if compiled.words.contains("oldSelf") || known.iter().any(|finding| speaks_of(&compiled.words, path, finding)) {
+        if compiled.words.contains("oldSelf")
+            || known.iter().any(|finding| speaks_of(&compiled.words, path, finding))
+        {
             return None;
         }
         if self.holds(program, this.clone(), &rule.rule)? {
             return None;
         }
-        let message = rule.message.clone().unwrap_or_else(|| format!("the rule does not hold: {}", rule.rule));
+        let message =
+            rule.message.clone().unwrap_or_else(|| format!("the rule does not hold: {}", rule.rule));
         let mut suggestion = None;
         let mut place = path.clone();
-        for word in rule.field_path.as_deref().unwrap_or_default().split('.').filter(|word| !word.is_empty()) {
+        for word in rule.field_path.as_deref().unwrap_or_default().split('.').filter(|word| !word.is_empty())
+        {
             place = place.field(word);
         }
         let mut message = message;

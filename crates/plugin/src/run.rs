@@ -98,7 +98,9 @@ async fn command(cli: Cli) -> Result<u8, Failure> {
         Command::Status(args) => follow::status(&Cluster::connect(cluster).await?, args).await,
         Command::List(args) => follow::list(&Cluster::connect(cluster).await?, args).await,
         Command::Wait(args) => follow::wait(&Cluster::connect(cluster).await?, args).await,
-        Command::RotateCredentials(args) => credentials::rotate(&Cluster::connect(cluster).await?, args).await,
+        Command::RotateCredentials(args) => {
+            credentials::rotate(&Cluster::connect(cluster).await?, args).await
+        }
         Command::Psql(args) => credentials::psql(&Cluster::connect(cluster).await?, args).await,
         Command::Version { client, output } => about::version(cluster, *client, *output).await,
         Command::Propose { words } => print(&about::propose(cluster, words).await).map(|()| 0),

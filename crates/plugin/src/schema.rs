@@ -75,8 +75,7 @@ fn check_list(
         found.push(Finding::new(path, place, Code::OutOfRange, message));
     }
     if let Some(least) = schema.min_items.filter(|least| (items.len() as i64) < *least) {
-        let message =
-            format!("the list has {} {}; at least {least} needed", items.len(), of(items.len()));
+        let message = format!("the list has {} {}; at least {least} needed", items.len(), of(items.len()));
         found.push(Finding::new(path, place, Code::OutOfRange, message));
     }
     check_unique(items, schema, path, found);
@@ -103,8 +102,7 @@ fn check_unique(items: &[Node], schema: &JSONSchemaProps, path: &Path, found: &m
             continue;
         };
         let words: Vec<String> = identity.iter().map(shown).collect();
-        let message =
-            format!("{} stands in this list a second time; first in line {line}", words.join(" "));
+        let message = format!("{} stands in this list a second time; first in line {line}", words.join(" "));
         let at = keys.first().and_then(|key| item.get(key)).map_or(item.at, |node| node.at);
         let finding = Finding::new(&path.index(index), at, Code::DuplicateElement, message);
         found.push(finding.suggesting(Some("choose another name, or remove one of the two".into())));
@@ -312,7 +310,11 @@ fn check_scalar(
     if let Value::String(text) = value {
         let length = text.chars().count() as i64;
         if let Some(most) = schema.max_length.filter(|most| length > *most) {
-            add(Code::OutOfRange, format!("the text has {length} characters; at most {most} are allowed"), None);
+            add(
+                Code::OutOfRange,
+                format!("the text has {length} characters; at most {most} are allowed"),
+                None,
+            );
         }
         if let Some(least) = schema.min_length.filter(|least| length < *least) {
             let message = match length {

@@ -37,9 +37,12 @@ pub async fn check(cluster: &Cluster, manifests: &mut Manifests) -> Result<(), F
             map.remove("status");
         }
         let what = format!("asking about {}", object.label());
-        if let Err(kube::Error::Api(status)) = cluster.ask(&what, api.patch(&name, &params, &Patch::Apply(&body))).await? {
+        if let Err(kube::Error::Api(status)) =
+            cluster.ask(&what, api.patch(&name, &params, &Patch::Apply(&body))).await?
+        {
             let causes = status.details.map(|details| details.causes).unwrap_or_default();
-            let told: Vec<(String, String)> = causes.into_iter().map(|cause| (cause.field, cause.message)).collect();
+            let told: Vec<(String, String)> =
+                causes.into_iter().map(|cause| (cause.field, cause.message)).collect();
             if told.is_empty() {
                 add(object, "", &status.message);
             }
@@ -62,18 +65,26 @@ fn add(object: &mut Object, field: &str, message: &str) {
     let is_known = object.findings.iter().any(|known| {
         message.contains(&known.message)
             || (!path.0.is_empty()
-                && (known.path.is_within(&path) && known.code != Code::UnknownField || path.is_within(&known.path)
+                && (known.path.is_within(&path) && known.code != Code::UnknownField
+                    || path.is_within(&known.path)
                     || known.covers.iter().any(|covered| path.is_within(covered))))
     });
     // Unknown fields, keys that stand twice and unreadable types are told without a field, in one sentence.
     let in_one_sentence = path.0.is_empty()
         && !object.findings.is_empty()
-        && ["strict decoding error", "unknown field", "duplicate field", "cannot unmarshal", "failed to create typed patch object"]
-            .iter()
-            .any(|words| message.contains(words));
+        && [
+            "strict decoding error",
+            "unknown field",
+            "duplicate field",
+            "cannot unmarshal",
+            "failed to create typed patch object",
+        ]
+        .iter()
+        .any(|words| message.contains(words));
     let of_metadata = path.0.is_empty() && message.contains("metadata.name: ");
     let name = Path::default().field("metadata").field("name");
-    if is_known || in_one_sentence || (of_metadata && object.findings.iter().any(|known| known.path == name)) {
+    if is_known || in_one_sentence || (of_metadata && object.findings.iter().any(|known| known.path == name))
+    {
         return;
     }
     let at = object.root.locate(&path);
@@ -99,8 +110,16 @@ mod tests {
         manifests.add("f", text.as_bytes(), &Rules::default());
         let object = &mut manifests.objects[0];
         assert_eq!(object.findings.len(), 1);
-        add(object, "spec.entity.istat", "Invalid value: \"1\": a value here is an ISTAT code of 6 digits, in quotes: \"027012\"");
-        add(object, "<nil>", "Invalid value: null: some validation rules were not checked because the object was invalid");
+        add(
+            object,
+            "spec.entity.istat",
+            "Invalid value: \"1\": a value here is an ISTAT code of 6 digits, in quotes: \"027012\"",
+        );
+        add(
+            object,
+            "<nil>",
+            "Invalid value: null: some validation rules were not checked because the object was invalid",
+        );
         assert_eq!(object.findings.len(), 1);
         add(object, "spec.entity.ipa", "Invalid value: no");
         add(object, "", "admission webhook says no");

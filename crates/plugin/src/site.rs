@@ -220,7 +220,9 @@ impl Site {
             let code = match problem.reason {
                 reasons::CONFLICT => Code::Conflict,
                 reasons::INSUFFICIENT_CAPACITY => Code::Capacity,
-                _ if problem.message.starts_with("there is no") || problem.message.contains("has no version") => {
+                _ if problem.message.starts_with("there is no")
+                    || problem.message.contains("has no version") =>
+                {
                     Code::NotFound
                 }
                 _ => Code::Rule,
@@ -288,7 +290,12 @@ fn inner_references(object: &mut Object) {
     for (server, below) in spec["servers"].as_array().into_iter().flatten().enumerate() {
         for (index, workload) in below["workloads"].as_array().into_iter().flatten().enumerate() {
             let path = |rest: &str| format!("spec.servers[{server}].workloads[{index}].{rest}");
-            wanted.push((path("files.environment"), &workload["files"]["environment"], &environments, "environment"));
+            wanted.push((
+                path("files.environment"),
+                &workload["files"]["environment"],
+                &environments,
+                "environment",
+            ));
             for engine in ["postgresql", "mariadb"] {
                 let rest = format!("{engine}.database");
                 wanted.push((path(&rest), &workload[engine]["database"], &databases, "database"));
@@ -333,7 +340,12 @@ fn sound_part(object: &Object) -> Option<(Comune, Vec<String>)> {
     let mut places: Vec<&Path> = object
         .findings
         .iter()
-        .filter(|finding| matches!(finding.code, Code::WrongType | Code::NotAllowed | Code::MissingField | Code::UnknownField))
+        .filter(|finding| {
+            matches!(
+                finding.code,
+                Code::WrongType | Code::NotAllowed | Code::MissingField | Code::UnknownField
+            )
+        })
         .map(|finding| &finding.path)
         .collect();
     // From the back, so that the numbers of what is still to be removed stay right; each element once.
@@ -363,7 +375,9 @@ fn sound_part(object: &Object) -> Option<(Comune, Vec<String>)> {
             [Segment::Field(spec), Segment::Field(field), ..] if spec == "spec" => {
                 value["spec"].as_object_mut()?.remove(field);
                 // Which size it would have is not to be asked as well.
-                if let ("tier" | "quota", Some(entity)) = (field.as_str(), value["spec"]["entity"].as_object_mut()) {
+                if let ("tier" | "quota", Some(entity)) =
+                    (field.as_str(), value["spec"]["entity"].as_object_mut())
+                {
                     entity.entry("population").or_insert_with(|| json!(1));
                 }
             }
@@ -416,7 +430,10 @@ fn suggestion_from(message: &str) -> Option<String> {
         .find_map(|words| message.split_once(words))
         .map(|(_, known)| known)?;
     // `the server X does not allow the extension Y`: what was mistyped is the last word.
-    let word = if message.contains("does not allow") || message.contains("; it may be") || message.contains("has no version") {
+    let word = if message.contains("does not allow")
+        || message.contains("; it may be")
+        || message.contains("has no version")
+    {
         message.split('`').skip(1).step_by(2).last().unwrap_or(word)
     } else {
         word

@@ -36,11 +36,24 @@ pub fn examine(sources: &[Source], rules: &Rules) -> Manifests {
 
 /// Checks manifests against their definitions and against the site: `surroundings` are manifests of a folder that are not
 /// checked themselves, `live` is what a cluster has.
-pub fn validate(sources: &[Source], surroundings: &[Source], live: Site, rules: &Rules) -> (Report, Manifests) {
+pub fn validate(
+    sources: &[Source],
+    surroundings: &[Source],
+    live: Site,
+    rules: &Rules,
+) -> (Report, Manifests) {
     let begin = Instant::now();
     let mut manifests = examine(sources, rules);
     let mut site = live;
-    site.add(&examine(surroundings, rules));
+    let around = examine(surroundings, rules);
+    let slips =
+        around.problems.len() + around.objects.iter().map(|object| object.findings.len()).sum::<usize>();
+    if slips > 0 {
+        let message =
+            format!("the manifests of --site have {slips} problems of their own: validate them, too");
+        manifests.notes.push(Note { file: String::new(), message });
+    }
+    site.add(&around);
     site.add(&manifests);
     site.settle();
     site.check(&mut manifests);
@@ -57,11 +70,21 @@ pub fn report(sources: &[Source], manifests: &Manifests, begin: Instant) -> Repo
     let mut problems: Vec<Problem> = manifests.problems.clone();
     problems.extend(manifests.objects.iter().flat_map(|object| object.problems()));
     let order = |file: &str| sources.iter().position(|source| source.name == file);
-    problems.sort_by_cached_key(|problem| (order(&problem.file), problem.at, problem.path.clone(), problem.code));
-    problems.dedup_by(|a, b| a.file == b.file && a.object == b.object && a.path == b.path && a.message == b.message);
+    problems
+        .sort_by_cached_key(|problem| (order(&problem.file), problem.at, problem.path.clone(), problem.code));
+    problems.dedup_by(|a, b| {
+        a.file == b.file && a.object == b.object && a.path == b.path && a.message == b.message
+    });
     let mut notes = manifests.notes.clone();
-    if manifests.objects.iter().any(|object| object.kind == OurKind::Comune && !object.root.to_json()["status"].is_null()) {
-        notes.push(Note { file: String::new(), message: "status is written by the operator; in a manifest it does nothing".into() });
+    if manifests
+        .objects
+        .iter()
+        .any(|object| object.kind == OurKind::Comune && !object.root.to_json()["status"].is_null())
+    {
+        notes.push(Note {
+            file: String::new(),
+            message: "status is written by the operator; in a manifest it does nothing".into(),
+        });
     }
     Report {
         files: sources.iter().map(|source| source.name.clone()).collect(),

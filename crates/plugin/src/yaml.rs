@@ -276,7 +276,9 @@ impl Reader<'_> {
             if self.values > MOST_VALUES {
                 return Err(Stop {
                     at,
-                    message: format!("the document has more than {MOST_VALUES} values with its aliases filled in"),
+                    message: format!(
+                        "the document has more than {MOST_VALUES} values with its aliases filled in"
+                    ),
                     suggestion: Some("write the values out instead of repeating anchors".into()),
                 });
             }
@@ -296,7 +298,9 @@ impl Reader<'_> {
                                 object: String::new(),
                                 path: here(&open, &key),
                                 code: Code::DuplicateKey,
-                                message: format!("the key `{key}` stands here a second time; first in line {line}"),
+                                message: format!(
+                                    "the key `{key}` stands here a second time; first in line {line}"
+                                ),
                                 suggestion: Some("keep one of the two".into()),
                                 covers: Vec::new(),
                             });
@@ -356,15 +360,20 @@ impl Reader<'_> {
             };
         }
         let (message, suggestion) = match error.kind() {
-            ErrorKind::UnknownAnchor => ("an alias `*…` names an anchor that is not there", "put a text that begins with * in quotes"),
-            ErrorKind::RecursionLimitExceeded => ("values are nested too deep", "no manifest of Con.Me needs that"),
+            ErrorKind::UnknownAnchor => {
+                ("an alias `*…` names an anchor that is not there", "put a text that begins with * in quotes")
+            }
+            ErrorKind::RecursionLimitExceeded => {
+                ("values are nested too deep", "no manifest of Con.Me needs that")
+            }
             ErrorKind::ExpectedFlowMappingSeparator | ErrorKind::ExpectedFlowSequenceSeparator => (
                 "a comma or a closing bracket is missing before this place",
                 "in {…} and […] the elements are separated by commas",
             ),
-            ErrorKind::MismatchedFlowCollectionEnd { .. } | ErrorKind::MisplacedFlowCollectionEnd => {
-                ("this bracket closes nothing that was opened", "look for the one that is missing or too many")
-            }
+            ErrorKind::MismatchedFlowCollectionEnd { .. } | ErrorKind::MisplacedFlowCollectionEnd => (
+                "this bracket closes nothing that was opened",
+                "look for the one that is missing or too many",
+            ),
             ErrorKind::UnexpectedCharacter { .. } => {
                 ("this character cannot begin a value", "put the text in quotes")
             }
@@ -508,7 +517,11 @@ fn integer(text: &str) -> Option<Number> {
         _ => (10, lower.as_str()),
     };
     let number = u64::from_str_radix(digits, radix).ok()?;
-    if negative { i64::try_from(number).ok().map(|number| Number::from(-number)) } else { Some(number.into()) }
+    if negative {
+        i64::try_from(number).ok().map(|number| Number::from(-number))
+    } else {
+        Some(number.into())
+    }
 }
 
 #[cfg(test)]
@@ -532,7 +545,24 @@ mod tests {
         let values = "[027012, 0x1F, 12, -3, 1.5, 14.04, no, on, 2026-03-02, 19:00, ~, 1_000, 090001, 1e3, c_d325, 7Gi]";
         assert_eq!(
             one(values),
-            json!([11786, 31, 12, -3, 1.5, 14.04, false, true, "2026-03-02", "19:00", null, 1000, 90001.0, 1000.0, "c_d325", "7Gi"])
+            json!([
+                11786,
+                31,
+                12,
+                -3,
+                1.5,
+                14.04,
+                false,
+                true,
+                "2026-03-02",
+                "19:00",
+                null,
+                1000,
+                90001.0,
+                1000.0,
+                "c_d325",
+                "7Gi"
+            ])
         );
         assert_eq!(one("['027012', \"no\", !!str 12]"), json!(["027012", "no", "12"]));
     }
@@ -553,15 +583,24 @@ mod tests {
 
     #[test]
     fn slips_of_yaml_are_told_with_their_place() {
-        assert_eq!(first_problem("a:\n\tb: 1\n"), (2, 1, "the line is indented with a tab, which YAML does not allow".into()));
+        assert_eq!(
+            first_problem("a:\n\tb: 1\n"),
+            (2, 1, "the line is indented with a tab, which YAML does not allow".into())
+        );
         let (line, column, message) = first_problem("a:\n  b: 1\n  b: 2\n");
         assert_eq!((line, column), (3, 3), "{message}");
         assert!(message.contains("first in line 2"));
-        assert_eq!(first_problem("a: [1, 2\n").2.split(" (").next(), Some("a list that begins with [ is not closed before the next field"));
+        assert_eq!(
+            first_problem("a: [1, 2\n").2.split(" (").next(),
+            Some("a list that begins with [ is not closed before the next field")
+        );
         assert_eq!(first_problem("a: 1\n   b: 2\n").0, 2);
         assert_eq!(first_problem("a: @x\n").2, "this character cannot begin a value: `@`");
         assert_eq!(first_problem("").2, "the file holds no manifest: it is empty or has comments only");
-        assert_eq!(first_problem("# nothing\n---\n").2, "the file holds no manifest: it is empty or has comments only");
+        assert_eq!(
+            first_problem("# nothing\n---\n").2,
+            "the file holds no manifest: it is empty or has comments only"
+        );
         assert_eq!(first_problem("a: *b\n").0, 1);
         let (_, problems) = read("f", b"a: 1\nb: caff\xe8\n");
         assert_eq!((problems[0].at.line, problems[0].at.column), (2, 8));

@@ -79,8 +79,13 @@ fn every_slip_is_told_once_where_it_stands_and_nothing_else() {
 fn misspelt_words_come_with_the_right_one() {
     let report = validated(&["tests/manifests/broken"]);
     let suggestion = |path: &str, file: &str| {
-        let found = report.problems.iter().find(|problem| problem.file.contains(file) && problem.path.to_string() == path);
-        found.and_then(|problem| problem.suggestion.clone()).unwrap_or_else(|| panic!("{file} {path} suggests nothing"))
+        let found = report
+            .problems
+            .iter()
+            .find(|problem| problem.file.contains(file) && problem.path.to_string() == path);
+        found
+            .and_then(|problem| problem.suggestion.clone())
+            .unwrap_or_else(|| panic!("{file} {path} suggests nothing"))
     };
     for (file, path, word) in [
         ("environments-misspelt", "spec.enviroments", "`environments`"),
@@ -121,8 +126,16 @@ fn the_examples_have_no_problem_and_every_rule_can_be_asked() {
 
 #[test]
 fn a_hundred_manifests_are_checked_quickly() {
-    let args =
-        ["validate", "tests/manifests/broken", "--site", "examples/datacenter.yaml", "--site", "examples/catalogue", "--output", "json"];
+    let args = [
+        "validate",
+        "tests/manifests/broken",
+        "--site",
+        "examples/datacenter.yaml",
+        "--site",
+        "examples/catalogue",
+        "--output",
+        "json",
+    ];
     let output = plugin(&args);
     assert_eq!(output.status.code(), Some(1));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -140,7 +153,10 @@ fn exit_codes_and_forms_are_as_documented() {
     assert_eq!(code(&["validate", "examples", "nowhere.yaml"]), Some(2), "a file that is not there");
     assert_eq!(code(&["validate"]), Some(2));
     assert_eq!(code(&["validate", "--outptu", "x", "examples"]), Some(2));
-    assert_eq!(code(&["--kubeconfig", "/nonexistent", "validate", "--server", "examples/minimal.yaml"]), Some(3));
+    assert_eq!(
+        code(&["--kubeconfig", "/nonexistent", "validate", "--server", "examples/minimal.yaml"]),
+        Some(3)
+    );
     assert_eq!(code(&["--kubeconfig", "/nonexistent", "diff", "examples/minimal.yaml"]), Some(3));
 
     let broken = "tests/manifests/broken/014-istat-octal.yaml";
@@ -155,7 +171,9 @@ fn exit_codes_and_forms_are_as_documented() {
     let index = result["ruleIndex"].as_u64().unwrap() as usize;
     assert_eq!(sarif["runs"][0]["tool"]["driver"]["rules"][index]["id"], result["ruleId"]);
 
-    let junit = String::from_utf8(plugin(&["validate", broken, "examples/minimal.yaml", "-o", "junit"]).stdout).unwrap();
+    let junit =
+        String::from_utf8(plugin(&["validate", broken, "examples/minimal.yaml", "-o", "junit"]).stdout)
+            .unwrap();
     assert!(junit.contains("tests=\"2\" failures=\"1\""), "{junit}");
     assert!(junit.contains("put it in quotes: &quot;027012&quot;"), "{junit}");
 }
@@ -177,7 +195,8 @@ fn lists_json_and_foreign_kinds_are_read() {
     std::fs::write(&file, serde_json::to_string_pretty(&list).unwrap()).unwrap();
     let report = offline(&input::read(&[file]).unwrap(), &[], &Operator::default());
     assert_eq!(report.objects, 2);
-    let told: Vec<String> = report.problems.iter().map(|problem| format!("{} {}", problem.object, problem.path)).collect();
+    let told: Vec<String> =
+        report.problems.iter().map(|problem| format!("{} {}", problem.object, problem.path)).collect();
     assert_eq!(told, ["Comune b spec.entity.istat"]);
     let notes: Vec<&str> = report.notes.iter().map(|note| note.message.as_str()).collect();
     assert!(notes.iter().any(|note| note.starts_with("ConfigMap c")), "{notes:?}");
@@ -186,10 +205,20 @@ fn lists_json_and_foreign_kinds_are_read() {
 
 #[test]
 fn what_is_rendered_holds_no_secret_and_is_complete() {
-    let output = plugin(&["render", "examples/full.yaml", "--site", "examples/datacenter.yaml", "--site", "examples/catalogue", "-o", "json"]);
+    let output = plugin(&[
+        "render",
+        "examples/full.yaml",
+        "--site",
+        "examples/datacenter.yaml",
+        "--site",
+        "examples/catalogue",
+        "-o",
+        "json",
+    ]);
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
     let list: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let kinds: BTreeSet<&str> = list["items"].as_array().unwrap().iter().map(|item| item["kind"].as_str().unwrap()).collect();
+    let kinds: BTreeSet<&str> =
+        list["items"].as_array().unwrap().iter().map(|item| item["kind"].as_str().unwrap()).collect();
     for kind in ["Namespace", "ResourceQuota", "NetworkPolicy", "RoleBinding", "Deployment", "Ingress"] {
         assert!(kinds.contains(kind), "{kinds:?}");
     }
