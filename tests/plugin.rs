@@ -45,9 +45,8 @@ fn programs() -> PathBuf {
 }
 
 async fn kubectl(dc: &DataCentre, args: &[&str]) -> Result<Said> {
-    let path = [programs(), dc.instance().bin_dir()]
-        .into_iter()
-        .chain(std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()));
+    let inherited = std::env::var_os("PATH").unwrap_or_default();
+    let path = [programs(), dc.instance().bin_dir()].into_iter().chain(std::env::split_paths(&inherited));
     let output = tokio::process::Command::new(dc.instance().bin("kubectl"))
         .arg("comune")
         .args(args)
@@ -167,7 +166,7 @@ async fn asking_the_api_server_besides_tells_nothing_twice() -> Result<()> {
     assert_eq!(kubectl(&dc, &["validate", &file]).await?.code, 0);
     let said = kubectl(&dc, &["validate", "--server", &file]).await?;
     assert_eq!(said.code, 1);
-    assert!(said.out.contains(":5:51 Comune plug-fisso spec.entity.istat\n"), "{}", said.out);
+    assert!(said.out.contains(":5:53 Comune plug-fisso spec.entity.istat\n"), "{}", said.out);
     assert!(said.out.contains("the ISTAT code cannot change"), "{}", said.out);
     std::fs::remove_dir_all(folder)?;
     dc.tidy_up("plug-fisso").await
@@ -312,7 +311,8 @@ async fn a_day_with_the_plugin() -> Result<()> {
     assert!(listed.lines().any(|line| line.starts_with(name) && line.contains("False")), "{listed}");
 
     // It is put right while somebody waits.
-    let waiting = kubectl(&dc, &["wait", name, "--for", "available", "--timeout", "90s"]);
+    let patient = ["wait", name, "--for", "available", "--timeout", "90s"];
+    let waiting = kubectl(&dc, &patient);
     let applying = async {
         tokio::task::yield_now().await;
         dc.apply(name, spec("plug-portale")).await
@@ -385,7 +385,8 @@ async fn a_day_with_the_plugin() -> Result<()> {
     assert_eq!(words, "plug-giorno\n:4\n");
 
     // What changes while somebody watches is told as lines where no terminal is.
-    let watching = kubectl_for(&dc, &["status", name, "--watch"], "Comune Sera", || async {
+    let watch = ["status", name, "--watch"];
+    let watching = kubectl_for(&dc, &watch, "Comune Sera", || async {
         let mut spec = spec("plug-portale");
         spec["entity"]["displayName"] = json!("Comune Sera");
         dc.apply(name, spec).await.map(|_| ())

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt::Write as _};
 
 use conme_api::{Comune, keys};
-use conme_blueprint::{Action, ChildRef, Kind, Observed, Plan, ValidComune, child, names, plan};
+use conme_blueprint::{Action, ChildRef, Desired, Kind, Observed, Plan, ValidComune, child, names, plan};
 use conme_cluster::Index;
 use jiff::Timestamp;
 use kube::{
@@ -107,11 +107,17 @@ pub fn of_comune(before: Option<&Comune>, after: &Comune) -> Result<String, Fail
     Ok(unified(&format!("Comune {}", after.name_any()), old.as_deref(), Some(&shown(after)?)))
 }
 
-/// The differences that a plan makes, and what it removes or keeps as an orphan.
+/// The differences that a plan makes, and what it removes or keeps as an orphan. `asked_before` is what the operator asks
+/// for by the manifest that is in force.
 ///
 /// # Errors
 /// When an object cannot be written.
-pub fn of_plan(plan: &Plan, live: &Live, before: Option<&Comune>) -> Result<String, Failure> {
+pub fn of_plan(
+    plan: &Plan,
+    live: &Live,
+    before: Option<&Comune>,
+    asked_before: &[Desired],
+) -> Result<String, Failure> {
     let mut text = String::new();
     for action in plan.actions() {
         let label = action.at().to_string();
@@ -119,7 +125,10 @@ pub fn of_plan(plan: &Plan, live: &Live, before: Option<&Comune>) -> Result<Stri
         match action {
             Action::Apply { desired, .. } => {
                 let after = match old {
-                    Some(old) => after_apply(desired.at.kind, old, &desired.body),
+                    Some(old) => {
+                        let earlier = asked_before.iter().find(|child| child.at == desired.at);
+                        after_apply(desired.at.kind, old, &desired.body, earlier.map(|child| &child.body))
+                    }
                     None => desired.body.clone(),
                 };
                 let (old, new) = (
@@ -169,10 +178,15 @@ pub fn of_databases(before: Option<&Comune>, after: &Comune) -> String {
     text
 }
 
-/// A live object as it would be after the operator's apply: what is asked for is there, what the operator or a stranger
-/// owns and nobody asks for is gone, what the cluster added stays.
-fn after_apply(kind: Kind, live: &Value, asked: &Value) -> Value {
-    let entries = child::take_over_fields(kind, live);
+/// A live object as it would be after the operator's apply: what is asked for is there; what was asked for `before`, or is
+/// owned by a stranger, and is asked for no more is gone; what the cluster added stays.
+fn after_apply(kind: Kind, live: &Value, asked: &Value, before: Option<&Value>) -> Value {
+    let mut bare = live.clone();
+    // When an object is created, the defaults that the cluster adds are noted as the creator's: they come back.
+    if let Some(entries) = bare.pointer_mut("/metadata/managedFields").and_then(Value::as_array_mut) {
+        entries.retain(|entry| entry["manager"] != keys::FIELD_MANAGER || entry["operation"] == "Apply");
+    }
+    let entries = child::take_over_fields(kind, &bare);
     let owned = entries
         .iter()
         .rev()
@@ -183,8 +197,28 @@ fn after_apply(kind: Kind, live: &Value, asked: &Value) -> Value {
         })
         .map_or(Value::Null, |entry| entry["fieldsV1"].clone());
     let mut after = live.clone();
+    if let Some(before) = before {
+        withdraw(&mut after, before, asked);
+    }
     overlay(&mut after, asked, &owned);
     after
+}
+
+/// Takes away what was asked for before and is not any more.
+fn withdraw(live: &mut Value, before: &Value, asked: &Value) {
+    let (Some(live), Some(before)) = (live.as_object_mut(), before.as_object()) else { return };
+    for (key, value) in before {
+        match asked.get(key) {
+            Some(asked) => {
+                if let Some(live) = live.get_mut(key) {
+                    withdraw(live, value, asked);
+                }
+            }
+            None => {
+                live.remove(key);
+            }
+        }
+    }
 }
 
 fn overlay(live: &mut Value, asked: &Value, owned: &Value) {
@@ -297,15 +331,17 @@ mod tests {
                 "labels": {"ours": "1", "old": "1", "strange": "1"},
                 "managedFields": [
                     {"manager": "conme", "operation": "Apply", "fieldsV1": {"f:metadata": {"f:labels": {"f:ours": {}, "f:old": {}}}, "f:spec": {"f:list": {}}}},
+                    {"manager": "conme", "operation": "Update", "fieldsV1": {"f:spec": {"f:created": {}, "f:dropped": {}}}},
                     {"manager": "anna", "operation": "Update", "fieldsV1": {"f:metadata": {"f:labels": {"f:strange": {}}}}},
                 ],
             },
-            "spec": {"list": [{"a": 1, "added": 2}], "default": true},
+            "spec": {"list": [{"a": 1, "added": 2}], "default": true, "dropped": 7, "created": 1},
         });
         let asked = json!({"metadata": {"name": "x", "labels": {"ours": "2"}}, "spec": {"list": [{"a": 3}]}});
-        let after = after_apply(Kind::Service, &live, &asked);
+        let before = json!({"metadata": {"labels": {"ours": "1"}}, "spec": {"list": [], "dropped": 7}});
+        let after = after_apply(Kind::Service, &live, &asked, Some(&before));
         assert_eq!(after["metadata"]["labels"], json!({"ours": "2"}));
-        assert_eq!(after["spec"], json!({"list": [{"a": 3, "added": 2}], "default": true}));
+        assert_eq!(after["spec"], json!({"list": [{"a": 3, "added": 2}], "default": true, "created": 1}));
     }
 
     #[test]

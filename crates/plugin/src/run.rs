@@ -223,7 +223,9 @@ async fn compare(args: &DiffArgs, cluster: &ClusterArgs) -> Result<u8, Failure> 
         if let Some(valid) = &verdict.valid {
             let live = diff::Live::read(&connection, &name, &diff::wanted_namespaces(&comune)).await?;
             let plan = live.plan(valid, before.as_ref());
-            text.push_str(&diff::of_plan(&plan, &live, before.as_ref())?);
+            let asked_before =
+                before.as_ref().map_or_else(Vec::new, |before| render::children(&site.verdict(before)));
+            text.push_str(&diff::of_plan(&plan, &live, before.as_ref(), &asked_before)?);
         }
     }
     let colours = match args.color {

@@ -81,9 +81,17 @@ fn add(object: &mut Object, field: &str, message: &str) {
         ]
         .iter()
         .any(|words| message.contains(words));
+    // A value of another type stops the API server before it looks at fields at all.
+    let is_of_type = path.0.is_empty()
+        && object.findings.iter().any(|known| known.code == Code::WrongType)
+        && !message.contains("denied")
+        && !message.contains("forbidden");
     let of_metadata = path.0.is_empty() && message.contains("metadata.name: ");
     let name = Path::default().field("metadata").field("name");
-    if is_known || in_one_sentence || (of_metadata && object.findings.iter().any(|known| known.path == name))
+    if is_known
+        || in_one_sentence
+        || is_of_type
+        || (of_metadata && object.findings.iter().any(|known| known.path == name))
     {
         return;
     }
