@@ -392,7 +392,11 @@ impl Reader<'_> {
         };
         let message = match error.kind() {
             ErrorKind::UnexpectedCharacter { character } => format!("{message}: `{character}`"),
-            _ => format!("{message} ({error})"),
+            _ => {
+                // The parser counts from the beginning of the document; the place in the file is told beside.
+                let words = error.to_string();
+                format!("{message} ({})", words.split(" at char ").next().unwrap_or_default())
+            }
         };
         Stop { at, message, suggestion: Some(suggestion.into()) }
     }
@@ -595,6 +599,9 @@ mod tests {
             Some("a list that begins with [ is not closed before the next field")
         );
         assert_eq!(first_problem("a: 1\n   b: 2\n").0, 2);
+        let (line, _, message) = first_problem("a: 1\n---\na: 1\n   b: 2\n");
+        assert_eq!(line, 4);
+        assert!(!message.contains("line 3"), "{message}");
         assert_eq!(first_problem("a: @x\n").2, "this character cannot begin a value: `@`");
         assert_eq!(first_problem("").2, "the file holds no manifest: it is empty or has comments only");
         assert_eq!(
