@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Stdio,
     time::Duration,
@@ -261,6 +262,19 @@ async fn what_is_rendered_is_what_the_operator_makes_and_then_nothing_differs() 
     assert!(said.out.contains("-  replicas: 1\n+  replicas: 2\n"), "{}", said.out);
     assert!(!said.out.contains('\u{1b}'), "no colours where nobody looks");
 
+    // Who may not look into the namespaces is told so, and nothing is made up.
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "plug-sad"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "conme-sad-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "Group", "name": "plug-sad"}],
+    });
+    install::apply(dc.instance(), &binding).await?;
+    let as_sad = ["--as", "anna", "--as-group", "plug-sad", "diff", "examples/full.yaml"];
+    let said = kubectl(&dc, &as_sad).await?;
+    assert_eq!((said.code, said.out.as_str()), (0, ""), "{}", said.err);
+    assert!(said.err.contains("you may not list resourcequotas, limitranges"), "{}", said.err);
+    install::run(dc.instance(), "kubectl", &["delete", "clusterrolebinding", "plug-sad"], None).await?;
+
     // What is taken out of the manifest is removed, or kept where it holds data.
     let without = text.replace("    - name: mappe\n      template: gis\n      environment: collaudo\n      replicas: 1  # absent: as the template says\n", "");
     assert_ne!(without, text);
@@ -383,6 +397,20 @@ async fn a_day_with_the_plugin() -> Result<()> {
     // kubectl asks for completions through a program of its own.
     let words = ask(&["propose", "--", "status", "plug-g"]).await?.ok()?;
     assert_eq!(words, "plug-giorno\n:4\n");
+    let folder = scratch("completion");
+    let helper = folder.join("kubectl_complete-comune");
+    std::fs::write(&helper, ask(&["completion", "kubectl"]).await?.ok()?)?;
+    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755))?;
+    let path = [folder.clone(), programs(), PathBuf::from("/usr/bin"), PathBuf::from("/bin")];
+    let completed = tokio::process::Command::new(dc.instance().bin("kubectl"))
+        .args(["__complete", "comune", "status", "plug-g"])
+        .env("KUBECONFIG", dc.instance().kubeconfig()?)
+        .env("PATH", std::env::join_paths(path)?)
+        .output()
+        .await?;
+    let completed = String::from_utf8_lossy(&completed.stdout).into_owned();
+    assert!(completed.starts_with("plug-giorno\n:4"), "{completed}");
+    std::fs::remove_dir_all(folder)?;
 
     // What changes while somebody watches is told as lines where no terminal is.
     let watch = ["status", name, "--watch"];

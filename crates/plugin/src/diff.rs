@@ -1,9 +1,15 @@
 //! What applying manifests would change in a cluster.
 
-use std::{collections::BTreeMap, fmt::Write as _};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+};
 
 use conme_api::{Comune, keys};
-use conme_blueprint::{Action, ChildRef, Desired, Kind, Observed, Plan, ValidComune, child, names, plan};
+use conme_blueprint::{
+    Action, ChildRef, Desired, Kind, Observed, Plan, ValidComune, build::TENANT_VIEWER_ROLE, child, names,
+    plan,
+};
 use conme_cluster::Index;
 use jiff::Timestamp;
 use kube::{
@@ -20,6 +26,8 @@ use crate::{cluster::Cluster, render, run::Failure};
 pub struct Live {
     index: Index,
     objects: BTreeMap<ChildRef, Value>,
+    /// Kinds that may not be looked at in a namespace: nothing is said of them.
+    unreadable: BTreeSet<(String, Kind)>,
 }
 
 impl Live {
@@ -47,12 +55,37 @@ impl Live {
                 let api: Api<DynamicObject> =
                     Api::namespaced_with(cluster.client.clone(), &name, &kind.api_resource());
                 let what = format!("listing {} in {name}", kind.plural());
-                for object in cluster.call(&what, api.list(&own)).await? {
-                    live.put(kind, object)?;
+                match cluster.ask(&what, api.list(&own)).await? {
+                    Ok(list) => {
+                        for object in list {
+                            live.put(kind, object)?;
+                        }
+                    }
+                    Err(kube::Error::Api(status)) if status.is_forbidden() => {
+                        live.unreadable.insert((name.clone(), kind));
+                    }
+                    Err(error) => {
+                        return Err(Failure::Server(format!("{what}: {}", conme_cluster::words(&error))));
+                    }
                 }
             }
         }
         Ok(live)
+    }
+
+    /// What could not be compared for lack of rights, in words.
+    pub fn blind_spots(&self) -> Option<String> {
+        let namespaces: BTreeSet<&str> =
+            self.unreadable.iter().map(|(namespace, _)| namespace.as_str()).collect();
+        let kinds: BTreeSet<Kind> = self.unreadable.iter().map(|(_, kind)| *kind).collect();
+        let kinds: Vec<&str> = kinds.into_iter().map(Kind::plural).collect();
+        (!kinds.is_empty()).then(|| {
+            format!(
+                "you may not list {} in {}: these were not compared (the role {TENANT_VIEWER_ROLE} gives the right)",
+                kinds.join(", "),
+                namespaces.into_iter().collect::<Vec<_>>().join(", ")
+            )
+        })
     }
 
     fn put(&mut self, kind: Kind, object: DynamicObject) -> Result<(), Failure> {
@@ -119,7 +152,9 @@ pub fn of_plan(
     asked_before: &[Desired],
 ) -> Result<String, Failure> {
     let mut text = String::new();
-    for action in plan.actions() {
+    let is_seen =
+        |action: &&Action| !live.unreadable.contains(&(action.at().home().to_owned(), action.at().kind));
+    for action in plan.actions().filter(is_seen) {
         let label = action.at().to_string();
         let old = live.objects.get(action.at());
         match action {

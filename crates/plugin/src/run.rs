@@ -222,6 +222,9 @@ async fn compare(args: &DiffArgs, cluster: &ClusterArgs) -> Result<u8, Failure> 
         text.push_str(&diff::of_databases(before.as_ref(), &comune));
         if let Some(valid) = &verdict.valid {
             let live = diff::Live::read(&connection, &name, &diff::wanted_namespaces(&comune)).await?;
+            if let Some(message) = live.blind_spots() {
+                tell_notes(&[Note { file: String::new(), message }]);
+            }
             let plan = live.plan(valid, before.as_ref());
             let asked_before =
                 before.as_ref().map_or_else(Vec::new, |before| render::children(&site.verdict(before)));
