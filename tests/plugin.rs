@@ -169,6 +169,8 @@ async fn asking_the_api_server_besides_tells_nothing_twice() -> Result<()> {
     assert_eq!(said.code, 1);
     assert!(said.out.contains(":5:53 Comune plug-fisso spec.entity.istat\n"), "{}", said.out);
     assert!(said.out.contains("the ISTAT code cannot change"), "{}", said.out);
+    let stranger = kubectl(&dc, &["--as", "nessuno", "validate", "--server", &file]).await?;
+    assert_eq!(stranger.code, 3, "{}", stranger.out);
     std::fs::remove_dir_all(folder)?;
     dc.tidy_up("plug-fisso").await
 }

@@ -1,6 +1,7 @@
 //! Where manifests come from: files, folders, standard input.
 
 use std::{
+    collections::BTreeSet,
     io::Read as _,
     path::{Path, PathBuf},
 };
@@ -37,7 +38,9 @@ pub enum InputError {
 /// # Errors
 /// When one of them cannot be read.
 pub fn read(names: &[PathBuf]) -> Result<Vec<Source>, InputError> {
-    let mut sources = Vec::new();
+    let (mut sources, mut known) = (Vec::new(), BTreeSet::new());
+    // A file that is named twice, or by itself and with its folder, is one file.
+    let mut is_new = |file: &Path| file.canonicalize().map_or(true, |whole| known.insert(whole));
     for name in names {
         let shown = name.display().to_string();
         let failed = |error| InputError::Unreadable { name: shown.clone(), error };
@@ -46,14 +49,14 @@ pub fn read(names: &[PathBuf]) -> Result<Vec<Source>, InputError> {
             std::io::stdin().lock().take(LARGEST_FILE as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
             sources.push(Source { name: shown, bytes });
         } else if name.is_dir() {
-            let before = sources.len();
-            for file in files_below(name).map_err(failed)? {
-                sources.push(read_file(&file)?);
-            }
-            if sources.len() == before {
+            let files = files_below(name).map_err(failed)?;
+            if files.is_empty() {
                 return Err(InputError::Empty(shown));
             }
-        } else {
+            for file in files.iter().filter(|file| is_new(file)) {
+                sources.push(read_file(file)?);
+            }
+        } else if is_new(name) {
             sources.push(read_file(name)?);
         }
     }

@@ -40,6 +40,13 @@ pub async fn check(cluster: &Cluster, manifests: &mut Manifests) -> Result<(), F
         if let Err(kube::Error::Api(status)) =
             cluster.ask(&what, api.patch(&name, &params, &Patch::Apply(&body))).await?
         {
+            let may_not_ask = status.code == 401
+                || (status.is_forbidden() && status.message.contains("cannot patch resource"));
+            // A value of a wrong type is answered as if the API server itself had failed.
+            let has_failed = status.code >= 500 && !status.message.contains("typed patch object");
+            if may_not_ask || status.code == 429 || has_failed {
+                return Err(Failure::Server(format!("{what}: {}", status.message)));
+            }
             let causes = status.details.map(|details| details.causes).unwrap_or_default();
             let told: Vec<(String, String)> =
                 causes.into_iter().map(|cause| (cause.field, cause.message)).collect();

@@ -159,6 +159,13 @@ fn exit_codes_and_forms_are_as_documented() {
     );
     assert_eq!(code(&["--kubeconfig", "/nonexistent", "diff", "examples/minimal.yaml"]), Some(3));
 
+    assert_eq!(
+        code(&["validate", "examples/comuni", "examples/comuni/dolo.yaml"]),
+        Some(0),
+        "one file named twice"
+    );
+    assert_eq!(code(&["validate", "docs/decisions"]), Some(2), "a folder without manifests");
+
     let broken = "tests/manifests/broken/014-istat-octal.yaml";
     let table = String::from_utf8(plugin(&["validate", broken]).stdout).unwrap();
     assert!(table.starts_with(&format!("{broken}:12:12 Comune prova-014 spec.entity.istat\n")), "{table}");
