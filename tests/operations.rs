@@ -210,6 +210,8 @@ fn the_program_explains_itself() -> Result<()> {
         (&["run", "--no-such-flag"][..], "--no-such-flag"),
         (&["no-such-command"], "no-such-command"),
         (&["run", "--workers", "0"], "1..=256"),
+        (&["run", "--deletion-grace", "0s"], "for a second at least"),
+        (&["run", "--deletion-grace", "tomorrow"], "--deletion-grace"),
         (&["run", "--listen", "nowhere"], "--listen"),
         (&[], "Usage"),
     ] {
@@ -274,11 +276,7 @@ async fn restarts_of_the_api_server_and_of_etcd_leave_nothing_to_be_done_by_hand
         let since = Timestamp::now();
         instance.stop_program(program).await?;
         instance.start_program(program).await?;
-        eventually("the operator is ready again", || async {
-            restart_if_ended(&data_centre).await?;
-            data_centre.operator_is_ready().await
-        })
-        .await?;
+        data_centre.operator_gets_ready(|| restart_if_ended(&data_centre)).await?;
         eventually("the API server answers", || async { Ok(data_centre.comuni().get(name).await.is_ok()) })
             .await?;
         data_centre.operator_at_rest().await?;
@@ -301,7 +299,7 @@ async fn restarts_of_the_api_server_and_of_etcd_leave_nothing_to_be_done_by_hand
     assert!(words.contains("the cache of comuni is not complete yet"), "{words}");
     assert_eq!(data_centre.metrics().await?.sum("leader_election_master_status", &[]), 0.0);
     instance.start_program("kube-apiserver").await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     assert!(instance.is_alive(OPERATOR)?);
     an_edit_converges(&data_centre, name, 902_303, 5).await
 }
@@ -378,7 +376,7 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
 
     // The first comes back and stands by; killed without a word, the second is followed when its lease has ended.
     instance.start_program(OPERATOR).await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     assert_eq!((leads(&first).await, leads(&second).await), (Some(false), Some(true)));
     an_edit_converges(&data_centre, name, 902_304, 5).await?;
     assert_eq!(calls_that_write(&first).await?, 0.0);

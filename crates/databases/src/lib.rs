@@ -5,18 +5,25 @@
 //! in words for a system administrator. What to do is decided in a pure function ([`postgresql::plan`]), what is done
 //! is a list of typed steps ([`postgresql::Step`]); only the thin modules around them talk to the server.
 //!
-//! **Data is never deleted here.** There is no function that drops a database, a role or an extension, and a database
-//! that was provisioned before and has vanished is never created anew ([`Problem::DataMissing`]).
+//! **Bringing a database about never deletes data.** No [`postgresql::Step`] drops a database, a role or an extension,
+//! and a database that was provisioned before and has vanished is never created anew ([`Problem::DataMissing`]). What
+//! drops a database is apart, has types of its own ([`postgresql::Removal`]) and refuses what is not provably the
+//! municipality's: [`drop_database_while`].
 
+mod credential;
+mod growth;
 mod identifiers;
 mod model;
 pub mod postgresql;
 mod problem;
 mod secret;
 
-pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
+pub use credential::{Credential, Renewal, Retiring, Rotation, rotation};
+pub use growth::{Before, growth};
+pub use identifiers::{InvalidName, Login, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts, TlsMode,
+    Binding, Desired, Engine, Generation, Growth, Marked, OtherLogin, Outcome, OwnerTag, Provisioned,
+    Removed, Secured, Server, Timeouts, TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;
@@ -59,5 +66,32 @@ pub async fn ensure_while(
 pub async fn secure_server(server: &Server) -> Result<Secured, Problem> {
     match server.engine {
         Engine::Postgresql => postgresql::secure_server(server).await,
+    }
+}
+
+/// Drops one database with its two roles, after ending the sessions in it. What is gone already is no error.
+///
+/// Asks `go_on` right before each statement. Whoever calls has a person's word for it.
+///
+/// # Errors
+/// [`Problem::NotOurs`] when the database is not provably of `desired.tag`; nothing was dropped then.
+/// [`Problem::Stopped`] when `go_on` said no, and those of any call.
+pub async fn drop_database_while(
+    server: &Server,
+    desired: &Desired,
+    go_on: impl Fn(&postgresql::Removal) -> bool + Send + Sync,
+) -> Result<Removed, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::remove(server, desired, &go_on).await,
+    }
+}
+
+/// All databases of a server that carry the mark of some municipality, whether it still exists or not. Writes nothing.
+///
+/// # Errors
+/// See [`Problem`].
+pub async fn marked_databases(server: &Server) -> Result<Vec<Marked>, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::marked_databases(server).await,
     }
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use conme_cluster::{Calls, Executor, Index, WatchHealth};
+use jiff::SignedDuration;
 use kube::Client;
 use tokio::sync::watch;
 
@@ -43,6 +44,8 @@ pub struct Context {
     pub service_account: String,
     /// Databases and Secrets are looked at again after this time, also when nothing has changed.
     pub recheck: Duration,
+    /// Time between the confirmation of a deletion and the deletion.
+    pub deletion_grace: SignedDuration,
     /// Whether this process leads. Asked right before every statement that changes a database.
     pub leads: watch::Receiver<bool>,
     /// Every watch; set once they have begun.

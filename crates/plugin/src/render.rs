@@ -33,6 +33,7 @@ pub fn databases_ready<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<Str
                 system_identifier: String::new(),
                 provisioned_at: Timestamp::UNIX_EPOCH,
                 database: String::new(),
+                details: Box::default(),
             };
             (name.to_owned(), ready)
         })

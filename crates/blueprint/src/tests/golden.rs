@@ -71,6 +71,7 @@ fn the_binding_secret() {
         username: "dolo__protocollo__app",
         password: "s3gret0",
         ca: Some("-----BEGIN CERTIFICATE-----\n"),
+        credential: None,
     };
     golden(|| {
         assert_yaml_snapshot!(
