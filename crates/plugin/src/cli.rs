@@ -90,7 +90,7 @@ Exit codes: 0 no problem, 1 problems, 2 a file cannot be read, 3 the API server 
     Validate(ValidateArgs),
     /// Show the objects that the operator would create.
     #[command(
-        long_about = "Shows the objects that the operator would create for the Comuni in the files, made by the operator's own functions. Nothing is written. Binding Secrets of databases are not shown: their passwords do not exist before.\n\nThe DataCenter and the catalogue come from the files, from --site, or with --server from the cluster.",
+        long_about = "Shows the objects that the operator would create for the Comuni in the files, made by the operator's own functions. Nothing is written. Binding Secrets of databases are not shown: their passwords do not exist before. Nor are the CloudNativePG objects of databases with a server of their own.\n\nThe DataCenter and the catalogue come from the files, from --site, or with --server from the cluster. The annotations comune-uid and admitted-at of namespaces have values that a cluster gives: they are shown with --server for a Comune that exists there, and left out otherwise.",
         after_help = "Examples:
   kubectl comune render dolo.yaml --site examples/
   kubectl comune render dolo.yaml --server --output json | jq '.items[].kind'"
@@ -106,7 +106,7 @@ Exit codes: 0 no problem, 1 problems, 2 a file cannot be read, 3 the API server 
     Diff(DiffArgs),
     /// Show how a Comune is, on one page.
     #[command(
-        long_about = "Shows on one page how a Comune is: who it is, its conditions and what they ask for, environments with their quota, databases, services with their addresses, local servers, what is kept as an orphan, and the latest events.",
+        long_about = "Shows on one page how a Comune is: who it is, its conditions and what they ask for, environments with their quota, databases with size and credential, services with their addresses, local servers, what is kept as an orphan, and the latest events. Of one that is being deleted also when its time ends and how to stop it.",
         after_help = "Examples:
   kubectl comune status dolo
   kubectl comune status dolo --watch
@@ -129,7 +129,7 @@ Exit codes: 0 no problem, 1 problems, 2 a file cannot be read, 3 the API server 
     Wait(WaitArgs),
     /// Give the databases of a Comune new passwords.
     #[command(
-        long_about = "Asks the operator for new passwords of the databases of a Comune, by the annotation conme.venis.it/rotate-credentials. The operator changes the password on the server and in the binding Secret; running services read the new one when they restart or look again.",
+        long_about = "Asks the operator for new passwords of the databases of a Comune, by the annotation conme.venis.it/rotate-credentials. The operator makes a second login beside the one in use, puts it into the binding Secret and restarts the services of the catalogue that are bound to it. The login of before is closed after the overlap that the DataCenter sets; while it is open, no further rotation begins. Databases with a server of their own are left out.",
         after_help = "Examples:
   kubectl comune rotate-credentials dolo
   kubectl comune rotate-credentials dolo protocollo --wait"

@@ -6,12 +6,13 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::Path,
     process::{ExitStatus, Stdio},
+    time::Duration,
 };
 
-use conme_api::{Comune, Database, Engine};
+use conme_api::{Comune, Database, DatabaseStatus, Engine, Placement, keys};
 use conme_blueprint::names;
 use futures::StreamExt as _;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{
     Api, ResourceExt,
@@ -28,11 +29,7 @@ use crate::{
     suggest,
 };
 
-/// Annotation by which a person asks for new passwords: `<database>@<time>`, several separated by commas; `*` is every
-/// database.
-pub const ROTATE: &str = "conme.venis.it/rotate-credentials";
-
-/// The annotation with one more wish. A newer wish for the same database takes the place of an older one, and one for
+/// The annotation by which a person asks for new passwords, with one more wish: `<database>@<time>`, `*` for all. A newer wish for the same database takes the place of an older one, and one for
 /// all of every other.
 pub fn wished(before: &str, database: &str, now: Timestamp) -> String {
     let mut wishes: Vec<&str> = before
@@ -64,12 +61,29 @@ fn secrets_of(cluster: &Cluster, comune: &Comune, database: &Database) -> (Api<S
 /// When the API server does not answer or refuses, or there is no such database.
 pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure> {
     let comune = cluster.comune(&args.name).await?;
-    let databases: Vec<&Database> = match &args.database {
+    let (databases, dedicated): (Vec<&Database>, Vec<&Database>) = match &args.database {
         Some(name) => vec![database_of(&comune, name)?],
         None => comune.spec.databases.iter().collect(),
-    };
+    }
+    .into_iter()
+    .partition(|database| matches!(database.placement, Placement::Shared(_)));
+    for database in &dedicated {
+        eprintln!(
+            "note: {} has a server of its own: Con.Me does not replace the password there",
+            database.name
+        );
+    }
     if databases.is_empty() {
-        return Err(Failure::Other(format!("{} declares no database", args.name)));
+        return Err(Failure::Other(format!(
+            "{} has no database on a shared server to give a new password to",
+            args.name
+        )));
+    }
+    for (database, until) in databases.iter().filter_map(|database| postponed(&comune, database)) {
+        eprintln!(
+            "note: {database}: the login before the present one stays open at least until {until}; the next rotation \
+             begins when it is closed"
+        );
     }
     let mut before = Vec::new();
     if args.wait {
@@ -81,11 +95,15 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
         }
     }
     let wish = args.database.as_deref().unwrap_or("*");
-    let known = comune.annotations().get(ROTATE).map(String::as_str).unwrap_or_default();
+    let known = comune.annotations().get(keys::ROTATE_CREDENTIALS).map(String::as_str).unwrap_or_default();
+    let time = time_of_wish(&comune, &databases, Timestamp::now());
+    if let Ok(wait) = time.duration_since(Timestamp::now()).try_into() {
+        tokio::time::sleep(Duration::min(wait, LONGEST_PAUSE)).await;
+    }
     let body = json!({"metadata": {
         // Of two who ask at the same time neither is forgotten: the second is told to try again.
         "resourceVersion": comune.resource_version(),
-        "annotations": {ROTATE: wished(known, wish, Timestamp::now())},
+        "annotations": {keys::ROTATE_CREDENTIALS: wished(known, wish, time)},
     }});
     let api: Api<Comune> = Api::all(cluster.client.clone());
     let params = PatchParams::default();
@@ -123,6 +141,29 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
             Ok(1)
         }
     }
+}
+
+/// Longest pause for a credential that is as young as the request.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+fn told<'a>(comune: &'a Comune, database: &Database) -> Option<&'a DatabaseStatus> {
+    comune.status.as_ref()?.databases.iter().find(|told| told.name == database.name)
+}
+
+/// Until when a rotation of this database has to wait for the end of the one before.
+fn postponed<'a>(comune: &'a Comune, database: &'a Database) -> Option<(&'a str, &'a str)> {
+    let retiring = told(comune, database)?.credential.as_ref()?.retiring.as_ref()?;
+    Some((&database.name, &retiring.until))
+}
+
+/// The time that a wish names: now, or the first second in which all credentials are older. The operator takes a request
+/// to speak of older ones only, by whole seconds.
+fn time_of_wish(comune: &Comune, databases: &[&Database], now: Timestamp) -> Timestamp {
+    let issued = databases.iter().filter_map(|database| {
+        told(comune, database)?.credential.as_ref()?.issued_at.parse::<Timestamp>().ok()
+    });
+    let youngest = issued.max().and_then(|issued| issued.checked_add(SignedDuration::from_secs(1)).ok());
+    youngest.map_or(now, |youngest| youngest.max(now))
 }
 
 fn password_of(secret: &Secret) -> Option<Vec<u8>> {
@@ -393,6 +434,36 @@ mod tests {
             "b@2026-01-01T11:00:00Z,a@2026-01-02T10:00:00Z"
         );
         assert_eq!(wished(&second, "*", at("2026-01-02T10:00:00Z")), "*@2026-01-02T10:00:00Z");
+    }
+
+    #[test]
+    fn a_wish_speaks_of_credentials_that_are_older_than_it() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let comune: Comune = serde_json::from_value(json!({
+            "apiVersion": "conme.venis.it/v1alpha1", "kind": "Comune", "metadata": {"name": "dolo"},
+            "spec": {
+                "entity": {"kind": "Comune", "displayName": "Dolo"},
+                "databases": [
+                    {"name": "a", "engine": "postgresql", "placement": {"shared": "s"}},
+                    {"name": "b", "engine": "postgresql", "placement": {"shared": "s"}},
+                ],
+            },
+            "status": {"databases": [{
+                "name": "a", "ready": true, "reason": "AsDeclared", "message": "", "server": "s", "database": "a", "secret": "x/db-a",
+                "credential": {
+                    "login": "a2", "issuedAt": "2026-01-01T10:00:05Z", "generation": 2,
+                    "retiring": {"login": "a1", "until": "2026-01-02T10:00:05Z"},
+                },
+            }]},
+        }))
+        .unwrap();
+        let both: Vec<&Database> = comune.spec.databases.iter().collect();
+        let time = |now: &str| time_of_wish(&comune, &both, at(now));
+        assert_eq!(time("2026-01-01T10:00:05.3Z"), at("2026-01-01T10:00:06Z"));
+        assert_eq!(time("2026-01-01T10:00:06.3Z"), at("2026-01-01T10:00:06.3Z"));
+        assert_eq!(time_of_wish(&comune, &both[1..], at("2026-01-01T10:00:05Z")), at("2026-01-01T10:00:05Z"));
+        assert_eq!(postponed(&comune, both[0]), Some(("a", "2026-01-02T10:00:05Z")));
+        assert_eq!(postponed(&comune, both[1]), None);
     }
 
     #[test]

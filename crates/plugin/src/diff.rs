@@ -111,9 +111,7 @@ impl Live {
             .flat_map(|status| &status.namespaces);
         let observed = Observed {
             quotas: BTreeMap::new(),
-            databases: render::databases_ready(
-                valid.databases.iter().map(|database| database.spec.name.as_str()),
-            ),
+            databases: render::databases_ready(valid),
             own_namespaces: on_record.map(|namespace| namespace.uid.clone()).collect(),
             ..seen
         };
@@ -141,7 +139,7 @@ pub fn of_comune(before: Option<&Comune>, after: &Comune) -> Result<String, Fail
 }
 
 /// The differences that a plan makes, and what it removes or keeps as an orphan. `asked_before` is what the operator asks
-/// for by the manifest that is in force.
+/// for by the manifest that is in force; `unknown` names the annotations of namespaces that cannot be told yet.
 ///
 /// # Errors
 /// When an object cannot be written.
@@ -150,8 +148,14 @@ pub fn of_plan(
     live: &Live,
     before: Option<&Comune>,
     asked_before: &[Desired],
+    unknown: &[&str],
 ) -> Result<String, Failure> {
     let mut text = String::new();
+    let shown = |kind: Kind, object: &Value| -> Result<String, Failure> {
+        let mut object = object.clone();
+        render::leave_out(&mut object, unknown);
+        shown(kind, &object)
+    };
     let is_seen =
         |action: &&Action| !live.unreadable.contains(&(action.at().home().to_owned(), action.at().kind));
     for action in plan.actions().filter(is_seen) {

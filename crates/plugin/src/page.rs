@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Write as _};
 
-use conme_api::{Comune, reasons};
+use conme_api::{Comune, DatabaseStatus, keys, reasons};
 use conme_blueprint::amount::Amount;
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -66,12 +66,24 @@ pub fn age(since: Timestamp, now: Timestamp) -> String {
     }
 }
 
+/// What holds a Comune in a state of its own, each with what it means.
+fn flags(comune: &Comune) -> Vec<(&'static str, &'static str)> {
+    let all = [
+        (comune.spec.paused, "paused", "nothing is changed"),
+        (comune.spec.cordoned, "cordoned", "its people may not write"),
+        (comune.spec.protected, "protected", "cannot be deleted"),
+        (comune.metadata.deletion_timestamp.is_some(), "deleted", "somebody has asked for its end"),
+    ];
+    all.into_iter().filter(|(is_set, ..)| *is_set).map(|(_, flag, meaning)| (flag, meaning)).collect()
+}
+
 /// The rows of `list`.
 pub fn list(comuni: &[Comune], wide: bool, now: Timestamp) -> String {
     let mut head = vec![
         "NAME",
         "READY",
         "REASON",
+        "FLAGS",
         "AVAILABLE",
         "ENVIRONMENTS",
         "DATABASES",
@@ -96,6 +108,7 @@ pub fn list(comuni: &[Comune], wide: bool, now: Timestamp) -> String {
             comune.name_any(),
             of(reasons::READY),
             reason.to_owned(),
+            flags(comune).into_iter().map(|(flag, _)| flag).collect::<Vec<_>>().join(","),
             of(reasons::AVAILABLE),
             summary.environments,
             summary.databases,
@@ -147,18 +160,16 @@ pub fn page(
     .collect();
     let _ = writeln!(text, "{} ({})", entity.display_name, comune.name_any());
     let _ = writeln!(text, "  {}", codes.join(", "));
-    let mut flags: Vec<String> = vec![format!("tier {}", status.tier.as_deref().unwrap_or("not decided"))];
-    for (set, flag) in [
-        (comune.spec.paused, "paused: nothing is changed"),
-        (comune.spec.cordoned, "cordoned: its people may not write"),
-        (comune.spec.protected, "protected: cannot be deleted"),
-        (comune.metadata.deletion_timestamp.is_some(), "being deleted"),
-    ] {
-        if set {
-            flags.push(flag.into());
-        }
+    let _ = writeln!(
+        text,
+        "  tier {}, {:?} when removed",
+        status.tier.as_deref().unwrap_or("not decided"),
+        comune.spec.deletion_policy
+    );
+    for (flag, meaning) in flags(comune) {
+        let _ = writeln!(text, "  {flag}: {meaning}");
     }
-    let _ = writeln!(text, "  {}, {:?} when removed", flags.join(", "), comune.spec.deletion_policy);
+    deletion(&mut text, comune, now);
     if status.observed_generation != comune.metadata.generation {
         let _ = writeln!(
             text,
@@ -170,20 +181,20 @@ pub fn page(
     section(
         &mut text,
         "Databases",
-        &["NAME", "READY", "SERVER", "DATABASE", "SECRET", ""],
+        &["NAME", "READY", "SERVER", "DATABASE", "SIZE", "LOGIN", "ISSUED", "SECRET", ""],
         status.databases.iter().map(|database| {
-            let note = if database.ready {
-                String::new()
-            } else {
-                format!("{}: {}", database.reason, database.message)
-            };
+            let credential = database.credential.as_ref();
+            let issued = credential.and_then(|credential| credential.issued_at.parse().ok());
             vec![
                 database.name.clone(),
                 yes(database.ready),
                 database.server.clone(),
                 database.database.clone(),
+                database.size.clone().unwrap_or_default(),
+                credential.map(|credential| credential.login.clone()).unwrap_or_default(),
+                issued.map(|issued| age(issued, now)).unwrap_or_default(),
                 database.secret.clone(),
-                note,
+                database_notes(database).join("; "),
             ]
         }),
     );
@@ -236,6 +247,45 @@ pub fn page(
         }),
     );
     text
+}
+
+/// When the end comes of a Comune that somebody has deleted, and how to stop it.
+fn deletion(text: &mut String, comune: &Comune, now: Timestamp) {
+    let Some(deletion) = comune.status.as_ref().and_then(|status| status.deletion.as_ref()) else { return };
+    let reason = condition(comune, reasons::DELETING).map_or("", |condition| condition.reason.as_str());
+    let end = deletion.delete_after.as_ref().and_then(|end| Some((end, end.parse::<Timestamp>().ok()?)));
+    let _ = match end {
+        None => writeln!(
+            text,
+            "  asked for at {}; nothing is deleted yet: the condition Deleting says what it waits for",
+            deletion.requested_at
+        ),
+        Some((end, _)) if reason == reasons::CLEANING_UP => {
+            writeln!(text, "  the grace period ended at {end}: what it has is being deleted")
+        }
+        Some((end, time)) => writeln!(
+            text,
+            "  what it has is deleted after {end}, {} left; to stop it: kubectl annotate comune {} {}-",
+            age(now, time),
+            comune.name_any(),
+            keys::CONFIRM_DELETE
+        ),
+    };
+}
+
+/// What there is to say of a database beside the columns.
+fn database_notes(database: &DatabaseStatus) -> Vec<String> {
+    let mut notes = Vec::new();
+    if !database.ready || database.reason != reasons::AS_DECLARED {
+        notes.push(one_line(&format!("{}: {}", database.reason, database.message)));
+    }
+    if let Some(retiring) = database.credential.as_ref().and_then(|credential| credential.retiring.as_ref()) {
+        notes.push(format!("the login {} stays open at least until {}", retiring.login, retiring.until));
+    }
+    if !database.undeclared_extensions.is_empty() {
+        notes.push(format!("not declared and kept: {}", database.undeclared_extensions.join(", ")));
+    }
+    notes
 }
 
 fn yes(truth: bool) -> String {
@@ -423,6 +473,73 @@ mod tests {
         }
         let admitted = page.find("Admitted").unwrap();
         assert!(admitted < page.find("Ready").unwrap(), "the conditions stand in their order");
+    }
+
+    #[test]
+    fn the_page_tells_what_holds_it_when_its_end_comes_and_how_to_stop_that() {
+        let now = "2026-11-22T10:00:00Z".parse().unwrap();
+        let mut comune = comune();
+        assert!(!list(std::slice::from_ref(&comune), false, now).contains("paused"));
+        comune.spec.paused = true;
+        comune.spec.cordoned = true;
+        comune.spec.protected = true;
+        comune.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            "2026-11-22T08:00:00Z".parse().unwrap(),
+        ));
+        let row = list(std::slice::from_ref(&comune), false, now);
+        assert!(row.contains(" paused,cordoned,protected,deleted "), "{row}");
+
+        let mut told = |reason: &str, confirmed: bool| {
+            let status = comune.status.as_mut().unwrap();
+            let end = confirmed.then(|| "2026-11-25T09:00:00Z".to_owned());
+            status.deletion = Some(conme_api::DeletionStatus {
+                requested_at: "2026-11-22T08:00:00Z".into(),
+                confirmed_at: end.as_ref().map(|_| "2026-11-22T09:00:00Z".into()),
+                delete_after: end,
+            });
+            let mut condition = status.conditions[0].clone();
+            condition.type_ = reasons::DELETING.into();
+            condition.reason = reason.into();
+            status.conditions.push(condition);
+            status.conditions.swap_remove(0);
+            page(&comune, &BTreeMap::new(), &[], now)
+        };
+        let open = told(reasons::CONFIRMATION_MISSING, false);
+        assert!(open.contains("cordoned: its people may not write\n"), "{open}");
+        assert!(open.contains("asked for at 2026-11-22T08:00:00Z; nothing is deleted yet"), "{open}");
+        let confirmed = told(reasons::GRACE_PERIOD, true);
+        let words = "deleted after 2026-11-25T09:00:00Z, 2d left; to stop it: kubectl annotate comune dolo conme.venis.it/confirm-delete-\n";
+        assert!(confirmed.contains(words), "{confirmed}");
+        let going = told(reasons::CLEANING_UP, true);
+        assert!(going.contains("is being deleted\n") && !going.contains("to stop it"), "{going}");
+    }
+
+    #[test]
+    fn a_database_shows_its_size_its_credential_and_what_is_still_open() {
+        let mut comune = comune();
+        let database = json!({
+            "name": "protocollo", "ready": true, "reason": "DatabaseNearlyFull", "message": "raise\nmaxSize",
+            "server": "pg-venis-1", "database": "dolo__protocollo", "secret": "dolo-produzione/db-protocollo",
+            "size": "46Gi/50Gi", "undeclaredExtensions": ["citext"],
+            "credential": {
+                "login": "dolo__protocollo__app2", "issuedAt": "2026-11-20T10:00:00Z", "generation": 2,
+                "retiring": {"login": "dolo__protocollo__app", "until": "2026-11-23T10:00:00Z"},
+            },
+        });
+        let bare = json!({
+            "name": "atti", "ready": true, "reason": "AsDeclared", "message": "as declared",
+            "server": "dolo-produzione/db-atti", "database": "atti", "secret": "dolo-produzione/db-atti",
+        });
+        comune.status.as_mut().unwrap().databases =
+            [database, bare].map(|told| serde_json::from_value(told).unwrap()).into();
+        let page = page(&comune, &BTreeMap::new(), &[], "2026-11-22T10:00:00Z".parse().unwrap());
+        for words in [
+            "46Gi/50Gi   dolo__protocollo__app2   2d",
+            "DatabaseNearlyFull: raise maxSize; the login dolo__protocollo__app stays open at least until 2026-11-23T10:00:00Z; not declared and kept: citext\n",
+        ] {
+            assert!(page.contains(words), "{words} is not in\n{page}");
+        }
+        assert!(page.lines().any(|line| line.starts_with("  atti ") && line.ends_with("/db-atti")), "{page}");
     }
 
     #[test]

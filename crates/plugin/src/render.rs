@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use conme_api::Comune;
-use conme_blueprint::{Action, DatabaseSeen, Desired, Observed, Verdict, plan};
+use conme_api::{Comune, keys};
+use conme_blueprint::{Action, DatabaseSeen, Desired, Observed, ValidComune, Verdict, plan};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -12,22 +12,47 @@ use crate::{cli::ObjectFormat, run::Failure};
 /// The children of a Comune that nothing exists of yet, in the order in which they are made.
 pub fn children(verdict: &Verdict) -> Vec<Desired> {
     let Some(valid) = &verdict.valid else { return Vec::new() };
-    let observed = Observed {
-        databases: databases_ready(valid.databases.iter().map(|database| database.spec.name.as_str())),
-        ..Observed::default()
-    };
+    let observed = Observed { databases: databases_ready(valid), ..Observed::default() };
     let plan = plan(valid, &observed, Timestamp::UNIX_EPOCH);
+    let unknown = unknown_annotations(valid);
     plan.actions()
         .filter_map(|action| match action {
             Action::Apply { desired, .. } => Some(desired.clone()),
             Action::Delete { .. } => None,
         })
+        .map(|mut child| {
+            leave_out(&mut child.body, &unknown);
+            child
+        })
         .collect()
 }
 
+/// Annotations of namespaces whose value only a cluster can give, and has not given to this Comune.
+pub fn unknown_annotations(valid: &ValidComune) -> Vec<&'static str> {
+    let mut unknown = Vec::new();
+    if valid.uid.is_empty() {
+        unknown.push(keys::COMUNE_UID);
+    }
+    if valid.admitted_at.is_none() {
+        unknown.push(keys::ADMITTED_AT);
+    }
+    unknown
+}
+
+/// Takes annotations away that are not known; with the first, the hash that speaks of all of them.
+pub fn leave_out(object: &mut Value, unknown: &[&str]) {
+    let is_namespace = object["kind"] == "Namespace";
+    let annotations = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut);
+    let Some(annotations) = annotations.filter(|_| is_namespace && !unknown.is_empty()) else { return };
+    annotations.retain(|key, _| key != keys::APPLIED && !unknown.contains(&key.as_str()));
+}
+
 /// As if every database were open: services do not have to wait for what will be there.
-pub fn databases_ready<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<String, DatabaseSeen> {
-    names
+pub fn databases_ready(valid: &ValidComune) -> BTreeMap<String, DatabaseSeen> {
+    let shared = valid.databases.iter().map(|database| &database.spec.name);
+    let dedicated = valid.dedicated.iter().map(|database| &database.spec.name);
+    shared
+        .chain(dedicated)
         .map(|name| {
             let ready = DatabaseSeen::Ready {
                 system_identifier: String::new(),
@@ -35,7 +60,7 @@ pub fn databases_ready<'a>(names: impl Iterator<Item = &'a str>) -> BTreeMap<Str
                 database: String::new(),
                 details: Box::default(),
             };
-            (name.to_owned(), ready)
+            (name.clone(), ready)
         })
         .collect()
 }

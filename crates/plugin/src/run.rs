@@ -177,6 +177,9 @@ async fn show(args: &RenderArgs, cluster: &ClusterArgs) -> Result<u8, Failure> {
     site.settle();
     let (mut objects, mut obstacles): (Vec<Value>, Vec<String>) = Default::default();
     for comune in &comuni {
+        // What a cluster knows of it already counts.
+        let known = comune.metadata.name.as_deref().and_then(|name| site.comune(name)).cloned();
+        let comune = &known.unwrap_or_else(|| comune.clone());
         let verdict = site.verdict(comune);
         obstacles.extend(render::obstacles(comune, &verdict));
         objects.extend(render::children(&verdict).into_iter().map(|child| child.body));
@@ -228,7 +231,13 @@ async fn compare(args: &DiffArgs, cluster: &ClusterArgs) -> Result<u8, Failure> 
             let plan = live.plan(valid, before.as_ref());
             let asked_before =
                 before.as_ref().map_or_else(Vec::new, |before| render::children(&site.verdict(before)));
-            text.push_str(&diff::of_plan(&plan, &live, before.as_ref(), &asked_before)?);
+            text.push_str(&diff::of_plan(
+                &plan,
+                &live,
+                before.as_ref(),
+                &asked_before,
+                &render::unknown_annotations(valid),
+            )?);
         }
     }
     let colours = match args.color {

@@ -8,6 +8,7 @@ use std::{
     process::{Command, Output},
 };
 
+use conme_api::keys;
 use conme_kubectl::{
     input,
     manifest::Manifests,
@@ -230,6 +231,48 @@ fn what_is_rendered_holds_no_secret_and_is_complete() {
         assert!(kinds.contains(kind), "{kinds:?}");
     }
     assert!(!kinds.contains("Secret"));
+    // What only a cluster can know is left out, and the hash that would speak of it.
+    let namespaces = list["items"].as_array().unwrap().iter().filter(|item| item["kind"] == "Namespace");
+    for namespace in namespaces {
+        let annotations = namespace["metadata"]["annotations"].as_object().unwrap();
+        assert!(annotations.contains_key(keys::DISPLAY_NAME), "{annotations:?}");
+        for key in [keys::COMUNE_UID, keys::ADMITTED_AT, keys::APPLIED] {
+            assert!(!annotations.contains_key(key), "{annotations:?}");
+        }
+    }
+    // A service waits for no database, neither on a shared server nor on one of its own.
+    for placement in [
+        serde_json::json!({"shared": "pg-venis-1"}),
+        serde_json::json!({"dedicated": {"instances": 1, "storage": "9Gi"}}),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("comune.json");
+        let comune = serde_json::json!({
+            "apiVersion": "conme.venis.it/v1alpha1", "kind": "Comune", "metadata": {"name": "prova"},
+            "spec": {
+                "entity": {"kind": "Comune", "displayName": "Prova", "istat": "900001", "population": 9000},
+                "databases": [{"name": "dati", "engine": "postgresql", "placement": placement}],
+                "services": [{"name": "pagamenti", "template": "pagopa", "database": "dati"}],
+            },
+        });
+        std::fs::write(&file, comune.to_string()).unwrap();
+        let file = file.display().to_string();
+        let output = plugin(&[
+            "render",
+            &file,
+            "--site",
+            "examples/datacenter.yaml",
+            "--site",
+            "examples/catalogue",
+            "-o",
+            "json",
+        ]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        let list: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let is_service =
+            |item: &Value| item["kind"] == "Deployment" && item["metadata"]["name"] == "pagamenti";
+        assert!(list["items"].as_array().unwrap().iter().any(is_service), "{placement}");
+    }
     // Without the data centre nothing can be decided, and that is said.
     let output = plugin(&["render", "examples/full.yaml"]);
     assert_eq!(output.status.code(), Some(1));
