@@ -12,6 +12,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use conme_api::keys;
 use conme_blueprint::{Kind, child};
 use conme_stories::{Credentials, DataCentre, PATIENCE, checkout, condition, entity, eventually};
 use conme_testbed::install;
@@ -236,6 +237,26 @@ async fn what_is_rendered_is_what_the_operator_makes_and_then_nothing_differs() 
         assert_eq!(made, expected, "{file}");
         let after = kubectl(&dc, &["diff", file]).await?;
         assert_eq!((after.code, after.out.as_str()), (0, ""), "{file}: {}", after.err);
+
+        // Of one that exists it is rendered, too, what only the cluster can know.
+        let again = kubectl(&dc, &["render", file, "--server", "-o", "json"]).await?.ok()?;
+        let again: Value = serde_json::from_str(&again)?;
+        let namespaces: Vec<&Value> = again["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|object| object["kind"] == "Namespace")
+            .collect();
+        assert!(!namespaces.is_empty());
+        for object in namespaces {
+            let live =
+                dc.read(Kind::Namespace, "", object["metadata"]["name"].as_str().unwrap()).await?.unwrap();
+            let annotations = &object["metadata"]["annotations"];
+            for key in [keys::COMUNE_UID, keys::ADMITTED_AT, keys::APPLIED] {
+                assert!(annotations[key].is_string(), "{key} is not in {annotations}");
+                assert_eq!(annotations[key], live["metadata"]["annotations"][key], "{key}");
+            }
+        }
     }
 
     // An edit shows what it would change, and no more than that.
@@ -388,10 +409,32 @@ async fn a_day_with_the_plugin() -> Result<()> {
     assert_eq!(stranger.code, 3);
     assert!(stranger.err.contains("forbidden"), "{}", stranger.err);
 
-    // New passwords are asked for by an annotation that names the database and the time.
-    ask(&["rotate-credentials", name, "atti"]).await?.ok()?;
-    ask(&["rotate-credentials", name, "atti"]).await?.ok()?;
-    let wish = dc.comuni().get(name).await?.annotations()["conme.venis.it/rotate-credentials"].clone();
+    // A new password is asked for, the operator makes it, and it lets in.
+    let rotated = ask(&["rotate-credentials", name, "atti", "--wait", "--timeout", "60s"]).await?.ok()?;
+    assert!(rotated.ends_with("atti: the Secret db-atti holds a new password\n"), "{rotated}");
+    let renewed = Credentials::of(&dc, "plug-giorno-produzione", "atti").await?;
+    assert_ne!(renewed.get("password"), credentials.get("password"));
+    assert_eq!(renewed.get("username"), "plug_giorno__atti__app2");
+    renewed.login(None).await?;
+    if dc.instance().bin("psql").exists() {
+        let who = ["psql", name, "atti", "--", "-Atc", "select session_user, current_user"];
+        let answer = ask(&who).await?.ok()?;
+        assert_eq!(answer.trim(), "plug_giorno__atti__app2|plug_giorno__atti__app");
+    }
+    ask(&["wait", name]).await?.ok()?;
+    dc.comune_where(name, "two logins", |comune| {
+        let told = comune.status.as_ref().and_then(|status| status.databases.first());
+        told.and_then(|told| told.credential.as_ref()).is_some_and(|credential| credential.retiring.is_some())
+    })
+    .await?;
+    let page = ask(&["status", name]).await?.ok()?;
+    assert!(page.contains(" plug_giorno__atti__app2 "), "{page}");
+    assert!(page.contains("the login plug_giorno__atti__app stays open at least until "), "{page}");
+    // The next one has to wait for the end of the overlap, and that is told.
+    let second = ask(&["rotate-credentials", name, "atti"]).await?;
+    assert!(second.err.contains("the next rotation begins when it is closed"), "{}", second.err);
+    second.ok()?;
+    let wish = dc.comuni().get(name).await?.annotations()[keys::ROTATE_CREDENTIALS].clone();
     let (database, time) = wish.split_once('@').unwrap();
     assert_eq!(database, "atti", "one wish for a database is enough: {wish}");
     assert!(time.parse::<jiff::Timestamp>().is_ok(), "{wish}");
@@ -423,11 +466,71 @@ async fn a_day_with_the_plugin() -> Result<()> {
     });
     heard.push_str(&watching.await?);
 
-    for secret in [credentials.get("password"), credentials.get("uri")] {
+    for secret in
+        [&credentials, &renewed].into_iter().flat_map(|known| [known.get("password"), known.get("uri")])
+    {
         assert!(secret.len() > 10 && !heard.contains(secret), "a password was shown");
     }
     let closed = condition(&dc.comuni().get(name).await?, "Ready").is_some();
     assert!(closed);
+    dc.tidy_up(name).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_holds_a_comune_is_shown_and_its_end_can_be_stopped_as_told() -> Result<()> {
+    let dc = DataCentre::shared().await?;
+    let name = "plug-fine";
+    let spec = |extra: Value| {
+        let mut spec = json!({"entity": entity("Comune Fine", 900_730)});
+        for (key, value) in extra.as_object().unwrap() {
+            spec[key] = value.clone();
+        }
+        spec
+    };
+    let set = async |extra: Value| -> Result<()> {
+        dc.comuni().patch(name, &PatchParams::default(), &Patch::Merge(json!({"spec": extra}))).await?;
+        Ok(())
+    };
+    let kubectl_itself = async |command: &str| {
+        let words: Vec<&str> = command.split_whitespace().skip(1).collect();
+        install::run(dc.instance(), "kubectl", &words, None).await.map(|_| ())
+    };
+    let says = async |words: &str| {
+        eventually(&format!("the status says: {words}"), || async {
+            Ok(kubectl(&dc, &["status", name]).await?.ok()?.contains(words))
+        })
+        .await
+    };
+    dc.apply(name, spec(json!({"deletionPolicy": "Delete", "cordoned": true, "protected": true}))).await?;
+    kubectl(&dc, &["wait", name, "--timeout", "90s"]).await?.ok()?;
+    let listed = kubectl(&dc, &["list"]).await?.ok()?;
+    let line = listed.lines().find(|line| line.starts_with(name)).context("it is listed")?;
+    assert!(line.contains(" cordoned,protected "), "{listed}");
+    says("cordoned: its people may not write").await?;
+    set(json!({"paused": true, "protected": false})).await?;
+    says("paused: nothing is changed").await?;
+    set(json!({"paused": false, "cordoned": false})).await?;
+    kubectl(&dc, &["wait", name, "--timeout", "90s"]).await?.ok()?;
+
+    // Asked for, confirmed, and stopped with the very command that the page shows.
+    kubectl_itself(&format!("kubectl delete comune {name} --wait=false")).await?;
+    says("nothing is deleted yet: the condition Deleting says what it waits for").await?;
+    let uid = dc.comuni().get(name).await?.uid().context("a uid")?;
+    kubectl_itself(&format!("kubectl annotate comune {name} {}={name}/{uid}", keys::CONFIRM_DELETE)).await?;
+    says("to stop it: ").await?;
+    let page = kubectl(&dc, &["status", name]).await?.ok()?;
+    let line = page.lines().find(|line| line.contains("to stop it: ")).context("it says so")?;
+    let end = dc.comuni().get(name).await?.status.and_then(|status| status.deletion?.delete_after);
+    assert!(line.contains(&format!("what it has is deleted after {}, ", end.context("an end")?)), "{line}");
+    kubectl_itself(line.split_once("to stop it: ").unwrap().1).await?;
+    says("nothing is deleted yet").await?;
+    assert!(dc.read(Kind::Namespace, "", "plug-fine-produzione").await?.is_some());
+    set(json!({"deletionPolicy": "Retain"})).await?;
+    eventually("it has gone and left everything", || async {
+        Ok(dc.comuni().get_opt(name).await?.is_none())
+    })
+    .await?;
+    assert!(dc.read(Kind::Namespace, "", "plug-fine-produzione").await?.is_some());
     dc.tidy_up(name).await
 }
 
