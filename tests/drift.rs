@@ -540,7 +540,7 @@ async fn what_was_changed_with_kubectl_replace_is_put_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_manager_has_applied_with_force_is_put_back() -> Result<()> {
+async fn rule_5_what_another_manager_has_applied_or_added_is_put_back() -> Result<()> {
     repaired("dri-apply", 901_102, Way::Apply).await
 }
 

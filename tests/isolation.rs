@@ -754,7 +754,7 @@ async fn a_pod_that_reaches_for_its_host_is_refused() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_quota_holds_to_the_last_thousandth_under_concurrent_creations() -> Result<()> {
+async fn rule_6_the_quota_holds_to_the_last_thousandth_under_concurrent_creations() -> Result<()> {
     let data_centre = DataCentre::shared().await?;
     let people = settle(&data_centre, "iso-quota", 901_205).await?;
     let create = async |environment: &str, number: usize| -> Result<bool> {

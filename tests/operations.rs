@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     process::{Output, Stdio},
     sync::{
@@ -318,13 +319,9 @@ async fn calls_that_write(url: &str) -> Result<f64> {
     Ok(of("PATCH") + of("DELETE"))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
-    let data_centre = DataCentre::own("ops-two", &[]).await?;
+/// Starts a second operator beside the first; returns where it answers, once it is ready.
+async fn start_second(data_centre: &DataCentre) -> Result<String> {
     let instance = data_centre.instance();
-    let name = "ops-cambio";
-    an_edit_converges(&data_centre, name, 902_304, 2).await?;
-    let first = operator_url(instance)?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let second = format!("http://127.0.0.1:{port}");
     let command = CommandSpec::new(installation()?.operator, instance.dir())
@@ -336,6 +333,56 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
         Ok(http_get(&second, "/readyz").await.is_ok_and(|(code, _)| code == 200))
     })
     .await?;
+    Ok(second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_10_a_leader_that_was_paused_and_overtaken_writes_nothing_any_more() -> Result<()> {
+    let data_centre = DataCentre::own("ops-pause", &[]).await?;
+    let instance = data_centre.instance();
+    let name = "ops-pausa";
+    an_edit_converges(&data_centre, name, 902_305, 2).await?;
+    let second = start_second(&data_centre).await?;
+    assert_eq!(leads(&operator_url(instance)?).await, Some(true), "the first leads");
+
+    // Frozen with work in its hands: what it was about to write is out of date when it goes on.
+    let mut edited = spec(name, 902_305);
+    edited["quota"]["cpu"] = json!("3");
+    data_centre.apply(name, edited).await?;
+    assert!(instance.kill(OPERATOR, Signal::Stop).await?);
+    eventually("the second leads", || async { Ok(leads(&second).await == Some(true)) }).await?;
+    an_edit_converges(&data_centre, name, 902_305, 5).await?;
+    assert!(calls_that_write(&second).await? > 0.0, "the second has done it");
+    let last = Cell::new((f64::NAN, Instant::now()));
+    eventually("the second has told everything", || async {
+        let writes = calls_that_write(&second).await?;
+        if writes != last.get().0 {
+            last.set((writes, Instant::now()));
+        }
+        Ok(last.get().1.elapsed() > Duration::from_secs(4))
+    })
+    .await?;
+
+    let since = Timestamp::now();
+    assert!(instance.kill(OPERATOR, Signal::Cont).await?);
+    eventually("the first ends", || async { Ok(!instance.is_alive(OPERATOR)?) }).await?;
+    let writes = operator_writes(&data_centre, since)?;
+    assert!(writes.is_empty(), "nobody had anything to write: {writes:#?}");
+    let quota = data_centre.read(Kind::ResourceQuota, &format!("{name}-produzione"), "conme-quota").await?;
+    assert_eq!(quota.context("a quota")?["spec"]["hard"]["requests.cpu"], "5");
+    an_edit_converges(&data_centre, name, 902_305, 4).await?;
+    assert!(!operator_writes(&data_centre, since)?.is_empty(), "an edit shows in the record of calls");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
+    let data_centre = DataCentre::own("ops-two", &[]).await?;
+    let instance = data_centre.instance();
+    let name = "ops-cambio";
+    an_edit_converges(&data_centre, name, 902_304, 2).await?;
+    let first = operator_url(instance)?;
+    let second = start_second(&data_centre).await?;
 
     // From now on: never both. The first is asked before and after the second, so that a change between does not count.
     let over = Arc::new(AtomicBool::new(false));

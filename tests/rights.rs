@@ -142,7 +142,7 @@ async fn template(data_centre: &DataCentre) -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_operator_may_do_what_is_written_down_and_nothing_else() -> Result<()> {
+async fn rule_7_the_operator_may_do_what_is_written_down_and_nothing_else() -> Result<()> {
     let data_centre = DataCentre::shared().await?;
     template(&data_centre).await?;
     data_centre.apply("rig-rules", spec("rig-rules", 901_300)).await?;

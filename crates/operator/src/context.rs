@@ -6,10 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conme_cluster::{Calls, Executor, Index, WatchHealth};
+use conme_cluster::{Calls, Executor, Index, WatchHealth, lease::Leadership};
 use jiff::SignedDuration;
 use kube::Client;
-use tokio::sync::watch;
 
 use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World};
 
@@ -46,8 +45,8 @@ pub struct Context {
     pub recheck: Duration,
     /// Time between the confirmation of a deletion and the deletion.
     pub deletion_grace: SignedDuration,
-    /// Whether this process leads. Asked right before every statement that changes a database.
-    pub leads: watch::Receiver<bool>,
+    /// Until when this process is certain to lead. Asked right before everything that writes, also on databases.
+    pub leadership: Arc<Leadership>,
     /// Every watch; set once they have begun.
     pub watches: OnceLock<Vec<WatchHealth>>,
     /// When each database server was last looked at as a whole.

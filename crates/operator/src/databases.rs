@@ -562,7 +562,7 @@ async fn bring_about(
     secure(context, &task.server.name, &server).await?;
     (desired.login, desired.other_login) = (credential.login, other_login);
     desired.generation = on_record.then_some(generation);
-    let still_leading = |_: &conme_databases::postgresql::Step| *context.leads.borrow();
+    let still_leading = |_: &conme_databases::postgresql::Step| context.leadership.holds();
     let mut outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
         .await
         .map_err(|problem| in_words(problem, &desired))?;

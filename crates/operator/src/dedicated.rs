@@ -325,7 +325,7 @@ async fn write(
     wanted: &Value,
     live: Option<&Value>,
 ) -> Result<(), Trouble> {
-    if !*context.leads.borrow() {
+    if !context.leadership.holds() {
         return Err(Trouble::new(reasons::WAITING, "another operator leads"));
     }
     let api = api(context, task, kind);

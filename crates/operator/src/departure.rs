@@ -113,7 +113,7 @@ pub async fn is_still_wanted(context: &Context, name: &str, uid: Option<&str>) -
     let Some(comune) = read.map_err(|error| anyhow::anyhow!("{}", conme_cluster::words(&error)))? else {
         return Ok(false);
     };
-    if comune.metadata.uid.as_deref() != uid || !is_departing(&comune) || !*context.leads.borrow() {
+    if comune.metadata.uid.as_deref() != uid || !is_departing(&comune) || !context.leadership.holds() {
         return Ok(false);
     }
     let estate = estate_of(context, &comune);

@@ -159,7 +159,7 @@ async fn drop_it(context: &Context, desired: &Desired, server: &str) -> Result<(
     })?;
     let server = databases::server(context, &known).await?;
     let go_on =
-        |_: &postgresql::Removal| *context.leads.borrow() && context.world().is_leaving(&desired.comune);
+        |_: &postgresql::Removal| context.leadership.holds() && context.world().is_leaving(&desired.comune);
     drop_database_while(&server, desired, go_on).await?;
     Ok(())
 }

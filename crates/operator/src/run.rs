@@ -70,7 +70,9 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     tracing::info!(version = options.version, "conme-operator");
     let client = bounded_client(config)?;
     let metrics = Arc::new(OperatorMetrics::new(options.version));
-    let calls = Calls::new(metrics.clone());
+    let every_call = Calls::new(metrics.clone());
+    let leadership = Arc::new(lease::Leadership::default());
+    let calls = every_call.while_leading(leadership.clone());
     let index = Arc::new(Mutex::new(Index::default()));
     let (leading, mut leads) = watch::channel(false);
     let context = Arc::new(Context {
@@ -88,7 +90,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         service_account: options.service_account.clone(),
         recheck: options.recheck,
         deletion_grace: options.deletion_grace,
-        leads: leads.clone(),
+        leadership: leadership.clone(),
         watches: std::sync::OnceLock::new(),
         secured: tokio::sync::Mutex::default(),
         told: Mutex::default(),
@@ -107,9 +109,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 
     let lease_name = "conme-operator";
     let holder = {
-        let (client, calls, options) = (client.clone(), calls.clone(), options.clone());
+        let (client, calls, options) = (client.clone(), every_call.clone(), options.clone());
         tokio::spawn(async move {
-            lease::hold(client, calls, &options.namespace, lease_name, &options.identity, &leading).await;
+            let (namespace, me) = (&options.namespace, &options.identity);
+            lease::hold(client, calls, namespace, lease_name, me, &leading, &leadership).await;
         })
     };
 
@@ -136,7 +139,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         },
         () = stopped() => {
             tracing::info!("stopping");
-            lease::release(client, calls, &options.namespace, lease_name, &options.identity).await;
+            lease::release(client, every_call, &options.namespace, lease_name, &options.identity).await;
             Ok(())
         }
     };
