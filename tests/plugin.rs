@@ -531,6 +531,26 @@ async fn what_holds_a_comune_is_shown_and_its_end_can_be_stopped_as_told() -> Re
     })
     .await?;
     assert!(dc.read(Kind::Namespace, "", "plug-fine-produzione").await?.is_some());
+
+    // Applied again it takes the namespace back; what the cluster will write into it by itself is no difference.
+    let folder = scratch("again");
+    let file = folder.join("again.json");
+    let again = json!({
+        "apiVersion": "conme.venis.it/v1alpha1", "kind": "Comune", "metadata": {"name": name}, "spec": spec(json!({})),
+    });
+    std::fs::write(&file, again.to_string())?;
+    eventually("it is told as an orphan that would be one no more", || async {
+        let said = kubectl(&dc, &["diff", &file.display().to_string()]).await?;
+        anyhow::ensure!(said.code == 1, "{}", said.err);
+        anyhow::ensure!(
+            !said.out.contains(keys::COMUNE_UID) && !said.out.contains(keys::ADMITTED_AT),
+            "{}",
+            said.out
+        );
+        Ok(said.out.contains(&format!("-    {}", keys::ORPHANED)))
+    })
+    .await?;
+    std::fs::remove_dir_all(folder)?;
     dc.tidy_up(name).await
 }
 

@@ -114,9 +114,12 @@ Exit codes: 0 no problem, 1 problems, 2 a file cannot be read, 3 the API server 
     )]
     Status(StatusArgs),
     /// List all Comuni.
-    #[command(after_help = "Examples:
+    #[command(
+        long_about = "Lists all Comuni, one a line. FLAGS says what holds one in a state of its own: paused (nothing is changed), cordoned (its people may not write), protected (cannot be deleted), deleted (somebody has asked for its end).",
+        after_help = "Examples:
   kubectl comune list
-  kubectl comune list --not-ready --output wide")]
+  kubectl comune list --not-ready --output wide"
+    )]
     List(ListArgs),
     /// Wait until Comuni are as declared.
     #[command(

@@ -79,6 +79,9 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
             args.name
         )));
     }
+    if comune.spec.paused {
+        eprintln!("note: {} is paused: passwords are replaced when spec.paused is taken away", args.name);
+    }
     for (database, until) in databases.iter().filter_map(|database| postponed(&comune, database)) {
         eprintln!(
             "note: {database}: the login before the present one stays open at least until {until}; the next rotation \
@@ -95,33 +98,11 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
         }
     }
     let wish = args.database.as_deref().unwrap_or("*");
-    let known = comune.annotations().get(keys::ROTATE_CREDENTIALS).map(String::as_str).unwrap_or_default();
     let time = time_of_wish(&comune, &databases, Timestamp::now());
     if let Ok(wait) = time.duration_since(Timestamp::now()).try_into() {
         tokio::time::sleep(Duration::min(wait, LONGEST_PAUSE)).await;
     }
-    let body = json!({"metadata": {
-        // Of two who ask at the same time neither is forgotten: the second is told to try again.
-        "resourceVersion": comune.resource_version(),
-        "annotations": {keys::ROTATE_CREDENTIALS: wished(known, wish, time)},
-    }});
-    let api: Api<Comune> = Api::all(cluster.client.clone());
-    let params = PatchParams::default();
-    match cluster
-        .ask("asking for new passwords", api.patch(&args.name, &params, &Patch::Merge(&body)))
-        .await?
-    {
-        Ok(_) => {}
-        Err(kube::Error::Api(status)) if status.code == 409 => {
-            return Err(Failure::Other(format!("{} was changed at this very moment; try again", args.name)));
-        }
-        Err(error) => {
-            return Err(Failure::Server(format!(
-                "asking for new passwords: {}",
-                conme_cluster::words(&error)
-            )));
-        }
-    }
+    ask_for(cluster, &args.name, wish, time).await?;
     let named: Vec<&str> = databases.iter().map(|database| database.name.as_str()).collect();
     print(&format!("new passwords were asked for: {}\n", named.join(", ")))?;
     let everything = async {
@@ -141,6 +122,29 @@ pub async fn rotate(cluster: &Cluster, args: &RotateArgs) -> Result<u8, Failure>
             Ok(1)
         }
     }
+}
+
+/// Adds a wish to the annotation of a Comune.
+async fn ask_for(cluster: &Cluster, name: &str, wish: &str, time: Timestamp) -> Result<(), Failure> {
+    const ATTEMPTS: usize = 5;
+    const WHAT: &str = "asking for new passwords";
+    let api: Api<Comune> = Api::all(cluster.client.clone());
+    let params = PatchParams::default();
+    for _ in 0..ATTEMPTS {
+        // Read anew each time: of two who ask at the same moment neither is forgotten.
+        let comune = cluster.comune(name).await?;
+        let known = comune.annotations().get(keys::ROTATE_CREDENTIALS).map(String::as_str);
+        let body = json!({"metadata": {
+            "resourceVersion": comune.resource_version(),
+            "annotations": {keys::ROTATE_CREDENTIALS: wished(known.unwrap_or_default(), wish, time)},
+        }});
+        match cluster.ask(WHAT, api.patch(name, &params, &Patch::Merge(&body))).await? {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(Failure::Server(format!("{WHAT}: {}", conme_cluster::words(&error)))),
+        }
+    }
+    Err(Failure::Other(format!("{name} is changed again and again at this very moment; try again")))
 }
 
 /// Longest pause for a credential that is as young as the request.
