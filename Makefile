@@ -24,7 +24,7 @@ kubeconfig: ## Print the path of the demo's kubeconfig: export KUBECONFIG=$(make
 
 build:
 	@echo "building the Rust programs (first time: about 5 minutes)"
-	@cargo build --locked -p conme-operator -p conme-testbed
+	@cargo build --locked -p conme-operator -p conme-testbed -p conme-kubectl
 
 test: test-unit test-stories ## All tests: pure ones, real databases, stories on a real control plane
 
