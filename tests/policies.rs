@@ -304,9 +304,8 @@ fn owned_by_comune() -> Value {
 fn rule_2_marks_of_namespaces() -> Rule {
     let own = || namespace(NS);
     let words = "only Con.Me and the SAD may add, change or remove conme.venis.it/";
-    let mut rule = Rule::new("conme-namespace-marks");
-    for who in [Who::Nora] {
-        rule = rule
+    let who = Who::Nora;
+    let mut rule = Rule::new("conme-namespace-marks")
             .refuses(who, Act::Merge(own(), labels(json!({"conme.venis.it/comune": "pol-b"}))), words)
             .refuses(who, Act::Merge(own(), labels(json!({"conme.venis.it/comune": null}))), words)
             .refuses(who, Act::Merge(own(), labels(json!({"conme.venis.it/protected": "true"}))), words)
@@ -357,7 +356,6 @@ fn rule_2_marks_of_namespaces() -> Rule {
                     }}),
                 ),
             );
-    }
     let owned = json!({"metadata": {"ownerReferences": owned_by_comune()}});
     for who in [Who::Admin, Who::Sad, Who::Operator] {
         rule = rule.refuses(who, Act::Merge(own(), owned.clone()), "ownerReferences").allows(
