@@ -293,7 +293,7 @@ async fn the_definitions_and_the_chart_are_accepted_by_their_tools() -> Result<(
         install::run(DataCentre::shared().await?.instance(), "kubectl", &args, None).await
     };
     let said = apply(checkout().join("manifests/crds.yaml")).await?;
-    for plural in ["comuni", "datacenters", "servicetemplates"] {
+    for plural in ["comuni", "datacenters", "servicetemplates", "migrations"] {
         assert!(said.contains(&format!("{plural}.conme.venis.it")), "{said}");
     }
     apply(checkout().join("manifests/clusterroles.yaml")).await?;
@@ -302,7 +302,7 @@ async fn the_definitions_and_the_chart_are_accepted_by_their_tools() -> Result<(
             .await?;
     let kinds: BTreeSet<&str> =
         served.lines().skip(1).filter_map(|line| line.split_whitespace().last()).collect();
-    assert_eq!(kinds, BTreeSet::from(["Comune", "DataCenter", "ServiceTemplate"]));
+    assert_eq!(kinds, BTreeSet::from(["Comune", "DataCenter", "ServiceTemplate", "Migration"]));
 
     let chart = checkout().join("charts/conme").to_string_lossy().into_owned();
     let said = install::run(dc.instance(), "helm", &["lint", "--strict", &chart], None).await?;
@@ -327,7 +327,7 @@ async fn the_definitions_and_the_chart_are_accepted_by_their_tools() -> Result<(
     .await?;
     let objects: Vec<Value> = serde_saphyr::from_multiple(&rendered)?;
     let of = |kind: &str| objects.iter().filter(|object| object["kind"] == kind).count();
-    assert_eq!(of("CustomResourceDefinition"), 3);
+    assert_eq!(of("CustomResourceDefinition"), 4);
     assert_eq!(of("Deployment"), 1);
     assert!(of("ClusterRole") >= 4 && of("ServiceAccount") == 1 && of("NetworkPolicy") == 1);
     for object in objects.iter().filter(|object| object["kind"] == "CustomResourceDefinition") {

@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 const NS: &str = "pol-a-produzione";
 const CORDONED: &str = "pol-b-collaudo";
 const PROTECTED: &str = "pol-b-produzione";
+const SYSTEM: &str = "pol-a-sistema";
 
 // ---------------------------------------------------------------------------------------------- requests
 
@@ -42,6 +43,11 @@ enum Who {
     Operator,
     /// A person of the SAD, with the chart's role and no other.
     Sad,
+    /// A service account with that role.
+    SadAccount,
+    /// What the cluster deletes with: namespaces with all that is in them, and what has lost its owner.
+    Namespaces,
+    Garbage,
     /// The administrator of the cluster.
     Admin,
 }
@@ -118,6 +124,7 @@ fn at(namespace: &str, plural: &str, rest: &str) -> String {
         "endpointslices" => "apis/discovery.k8s.io/v1",
         "httproutes" => "apis/gateway.networking.k8s.io/v1",
         "clusters" => "apis/postgresql.cnpg.io/v1",
+        "migrations" => "apis/conme.venis.it/v1alpha1",
         _ => "api/v1",
     };
     let rest = if rest.is_empty() { String::new() } else { format!("/{rest}") };
@@ -267,7 +274,7 @@ fn object(kind: &str, name: &str, content: Value) -> Value {
         "HTTPRoute" => "gateway.networking.k8s.io/v1",
         "Cluster" => "postgresql.cnpg.io/v1",
         "Eviction" => "policy/v1",
-        "Comune" | "DataCenter" => "conme.venis.it/v1alpha1",
+        "Comune" | "DataCenter" | "Migration" => "conme.venis.it/v1alpha1",
         _ => "v1",
     };
     let mut object = json!({"apiVersion": api_version, "kind": kind, "metadata": {"name": name}});
@@ -1296,6 +1303,165 @@ fn rule_1_the_data_centre_is_not_deleted_by_accident() -> Rule {
         .allows(Who::Sad, of("altro"))
 }
 
+/// The word of somebody, as it stands in a migration.
+fn approval(by: &str, epoch: u32, stage: &str) -> Value {
+    json!({"epoch": epoch, "stage": stage, "approvedBy": by, "at": "2026-03-02T18:30:00Z"})
+}
+
+fn migration(name: &str, comune: &str, approvals: Value) -> Value {
+    let spec =
+        json!({"comune": comune, "server": "srv-protocollo", "workload": "db", "approvals": approvals});
+    object("Migration", name, json!({"spec": spec}))
+}
+
+/// `approved` holds two approvals of sandra's, of the first epoch and of the second, which is the present one.
+fn rule_9_approvals_of_migrations() -> Rule {
+    let list = || at(SYSTEM, "migrations", "");
+    let of = |name: &str| at(SYSTEM, "migrations", name);
+    let approvals = |list: Value| json!({"spec": {"approvals": list}});
+    let operator = "system:serviceaccount:conme-system:conme-operator";
+    let first = || approval("sandra", 1, "Cutover");
+    let second = || approval("sandra", 2, "Cutover");
+    let with = |more: Value| Act::Merge(of("approved"), approvals(json!([first(), second(), more])));
+    let changed = |key: &str, value: Value| {
+        let mut other = first();
+        other[key] = value;
+        Act::Merge(of("approved"), approvals(json!([other, second()])))
+    };
+    let own_name = "an approval is given in one's own name; write approvedBy: sandra";
+    let epoch = "the epoch of pol-a-sistema/approved is 2; look at its status again";
+    let for_good = "are never changed, removed or put in another order; leave the 2 that are there";
+    let person = "approved by a person of the SAD, neither by the operator nor by a service account";
+    let written = "migrations are written by Con.Me and the SAD only";
+    let told = "told by Con.Me only";
+    let grows = "the epoch of pol-a-sistema/approved only grows, and it is 2";
+    let mut rule = Rule::new("conme-approvals")
+        // In the name of the person who asks.
+        .refuses(Who::Sad, with(approval("mario", 2, "Commit")), own_name)
+        .refuses(
+            Who::Sad,
+            Act::Create(list(), migration("new", "pol-a", json!([approval("mario", 1, "Cutover")]))),
+            own_name,
+        )
+        .refuses(Who::Admin, with(approval("sandra", 2, "Commit")), "in one's own name")
+        .refuses(
+            Who::Sad,
+            Act::Merge(
+                of("approved"),
+                approvals(json!([
+                    first(),
+                    second(),
+                    approval("sandra", 2, "Commit"),
+                    approval("Sandra", 2, "Commit")
+                ])),
+            ),
+            own_name,
+        )
+        .refuses(
+            Who::Sad,
+            Act::Apply(of("fresh"), migration("fresh", "pol-a", json!([approval("mario", 1, "Cutover")]))),
+            own_name,
+        )
+        // For the present epoch.
+        .refuses(Who::Sad, with(approval("sandra", 1, "Commit")), epoch)
+        .refuses(Who::Sad, with(approval("sandra", 3, "Commit")), epoch)
+        .refuses(
+            Who::Sad,
+            Act::Merge(of("fresh"), approvals(json!([approval("sandra", 2, "Cutover")]))),
+            "the epoch of pol-a-sistema/fresh is 1",
+        )
+        .refuses(
+            Who::Sad,
+            Act::Create(list(), migration("new", "pol-a", json!([approval("sandra", 2, "Cutover")]))),
+            "the epoch of pol-a-sistema/new is 1",
+        )
+        // By people.
+        .refuses(Who::Operator, with(approval(operator, 2, "Commit")), person)
+        .refuses(
+            Who::Operator,
+            Act::Create(list(), migration("new", "pol-a", json!([approval(operator, 1, "Cutover")]))),
+            person,
+        )
+        .refuses(
+            Who::SadAccount,
+            with(approval("system:serviceaccount:pol-foreign:robot", 2, "Commit")),
+            person,
+        )
+        .refuses(
+            Who::Mallory,
+            with(approval("system:serviceaccount:pol-a-produzione:mallory", 2, "Commit")),
+            written,
+        )
+        // Nor are migrations anybody else's to write.
+        .refuses(Who::Mallory, Act::Create(list(), migration("new", "pol-a", json!([]))), written)
+        .refuses(Who::Mallory, Act::Merge(of("fresh"), json!({"spec": {"cutover": "WhenReady"}})), written)
+        .refuses(Who::Mallory, Act::Merge(of("fresh/status"), json!({"status": {"epoch": 2}})), written)
+        .refuses(Who::Mallory, Act::Delete(of("fresh")), written)
+        .refuses(Who::Mallory, Act::DeleteAll(list()), written)
+        // How far it is.
+        .refuses(Who::Admin, Act::Merge(of("approved/status"), json!({"status": {"epoch": 3}})), told)
+        .refuses(
+            Who::Admin,
+            Act::Merge(of("approved/status"), json!({"status": {"phase": "Committed"}})),
+            told,
+        )
+        .refuses(Who::Operator, Act::Merge(of("approved/status"), json!({"status": {"epoch": 1}})), grows)
+        .refuses(Who::Operator, Act::Merge(of("approved/status"), json!({"status": {"epoch": null}})), grows)
+        .refuses(Who::Operator, Act::Merge(of("approved/status"), json!({"status": null})), grows)
+        // With what was approved only people of the SAD do away.
+        .refuses(Who::Operator, Act::Delete(of("approved")), "only the SAD may delete it")
+        .refuses(Who::Operator, Act::DeleteAll(list()), "only the SAD may delete it")
+        .refuses(Who::Garbage, Act::Delete(of("approved")), "only the SAD may delete it")
+        .refuses(Who::Namespaces, Act::Delete(of("approved")), "only the SAD may delete it")
+        // Where it belongs.
+        .refuses(
+            Who::Sad,
+            Act::Create(list(), migration("new", "pol-b", json!([]))),
+            "set metadata.namespace",
+        )
+        .allows(Who::Sad, with(approval("sandra", 2, "Commit")))
+        .allows(Who::Sad, with(approval("sandra", 2, "Rollback")))
+        .allows(Who::Sad, Act::Merge(of("fresh"), approvals(json!([approval("sandra", 1, "Cutover")]))))
+        .allows(
+            Who::Sad,
+            Act::Create(list(), migration("new", "pol-a", json!([approval("sandra", 1, "Cutover")]))),
+        )
+        .allows(Who::Sad, Act::Merge(of("approved"), json!({"spec": {"cutover": "WhenReady"}})))
+        .allows(Who::Sad, Act::Delete(of("approved")))
+        .allows(Who::SadAccount, Act::Create(list(), migration("new", "pol-a", json!([]))))
+        .allows(Who::SadAccount, Act::Merge(of("approved"), labels(json!({"example.org/more": "of-it"}))))
+        .allows(Who::Operator, Act::Create(list(), migration("new", "pol-a", json!([]))))
+        .allows(Who::Operator, Act::Delete(of("fresh")))
+        .allows(Who::Operator, Act::Merge(of("approved/status"), json!({"status": {"epoch": 3}})))
+        .allows(Who::Operator, Act::Merge(of("approved/status"), json!({"status": {"phase": "Replicating"}})))
+        .allows(
+            Who::Operator,
+            Act::Merge(of("fresh/status"), json!({"status": {"epoch": 1, "phase": "Ready"}})),
+        )
+        .allows(Who::Namespaces, Act::Delete(of("fresh")));
+    // What was said stands, whoever asks.
+    for who in [Who::Sad, Who::Admin, Who::Operator] {
+        for act in [
+            Act::Merge(of("approved"), approvals(json!([first()]))),
+            Act::Merge(of("approved"), approvals(json!([]))),
+            Act::Merge(of("approved"), approvals(json!(null))),
+            Act::Merge(of("approved"), approvals(json!([second(), first()]))),
+            Act::Merge(
+                of("approved"),
+                approvals(json!([approval("sandra", 2, "Commit"), first(), second()])),
+            ),
+            changed("approvedBy", json!("mario")),
+            changed("stage", json!("Commit")),
+            changed("epoch", json!(2)),
+            changed("at", json!("2026-03-02T18:30:01Z")),
+            changed("note", json!("afterwards")),
+        ] {
+            rule = rule.refuses(who, act, for_good);
+        }
+    }
+    rule
+}
+
 fn rule_8_cordon() -> Rule {
     let words = "the Comune pol-b is cordoned: nothing in it can be changed";
     let here = |plural: &str, rest: &str| at(CORDONED, plural, rest);
@@ -1366,6 +1532,7 @@ fn rules(replica_set: &str, pod: &str) -> Vec<(&'static str, Rule)> {
             rule_1_the_data_centre_is_not_deleted_by_accident(),
         ),
         ("rule_8_cordon", rule_8_cordon()),
+        ("rule_9_approvals_of_migrations", rule_9_approvals_of_migrations()),
     ]
 }
 
@@ -1409,11 +1576,15 @@ async fn settle() -> Result<World> {
         (Who::Cordoned, people("bruno", "pol-b-ced").await?),
         (Who::Nora, people("nora", "nobody").await?),
         (Who::Sad, people("sandra", "pol-sad").await?),
+        (Who::SadAccount, people("system:serviceaccount:pol-foreign:robot", "pol-sad").await?),
+        (Who::Namespaces, people(NAMESPACE_CONTROLLER, "system:serviceaccounts:kube-system").await?),
+        (Who::Garbage, people(GARBAGE_COLLECTOR, "system:serviceaccounts:kube-system").await?),
         (Who::Admin, data_centre.client()),
         (Who::Operator, data_centre.client_as_operator().await?),
     ];
     let mut world = World { data_centre, clients };
     furnish(&world).await?;
+    furnish_migrations(&world).await?;
     for (who, namespace, account, role) in [
         (Who::Account, NS, "robot", "conme-tenant-admin"),
         (Who::Mallory, NS, "mallory", "cluster-admin"),
@@ -1429,12 +1600,16 @@ async fn settle() -> Result<World> {
         let mut bound = binding("ClusterRole", role);
         bound["metadata"]["name"] = json!(account);
         bound["subjects"] = json!([{"kind": "ServiceAccount", "name": account, "namespace": namespace}]);
-        world.write(Method::POST, &at(namespace, "rolebindings", ""), bound).await?;
+        world.write(Method::POST, &at(namespace, "rolebindings", ""), bound.clone()).await?;
         let accounts: Api<ServiceAccount> = Api::namespaced(world.data_centre.client(), namespace);
         let wanted = TokenRequest { spec: Some(TokenRequestSpec::default()), ..TokenRequest::default() };
         let token = accounts.create_token_request(account, &PostParams::default(), &wanted).await?;
         let token = token.status.and_then(|status| status.token).context("a token")?;
         world.clients.push((who, world.data_centre.client_with_token(&token).await?));
+        if who == Who::Mallory {
+            // There, too, by the same mistake.
+            world.write(Method::POST, &at(SYSTEM, "rolebindings", ""), bound).await?;
+        }
     }
     // Last: from here on the people of this namespace can do nothing.
     world.label(&namespace(CORDONED), json!({"conme.venis.it/cordoned": "true"})).await?;
@@ -1597,6 +1772,8 @@ async fn furnish(world: &World) -> Result<()> {
             json!([
                 rule("", &["namespaces", "resourcequotas/status"], &write),
                 rule("conme.venis.it", &["comuni", "datacenters"], &["get", "patch", "update", "delete"]),
+                rule("conme.venis.it", &["migrations", "migrations/status"], &write),
+                rule("conme.venis.it", &["migrations"], &["deletecollection"]),
                 rule("postgresql.cnpg.io", &["clusters"], &write),
                 rule("rbac.authorization.k8s.io", &["clusterroles", "roles"], &["bind"]),
                 rule("rbac.authorization.k8s.io", &["clusterrolebindings"], &["create"]),
@@ -1625,6 +1802,38 @@ async fn furnish(world: &World) -> Result<()> {
             Ok(world.get(&at(namespace, "pods", "own")).await?["status"]["phase"] == "Running")
         })
         .await?;
+    }
+    Ok(())
+}
+
+const NAMESPACE_CONTROLLER: &str = "system:serviceaccount:kube-system:namespace-controller";
+const GARBAGE_COLLECTOR: &str = "system:serviceaccount:kube-system:generic-garbage-collector";
+
+/// A migration without approvals, and one with two: of the first epoch and of the second.
+async fn furnish_migrations(world: &World) -> Result<()> {
+    let really = async |who: Who, method: Method, uri: &str, body: Value| -> Result<()> {
+        let content_type =
+            if method == Method::PATCH { "application/merge-patch+json" } else { "application/json" };
+        // Rights that were given just now are not known everywhere at once.
+        eventually("it is written", async || {
+            let answer = send(&world.client(who), method.clone(), uri, content_type, &body).await?;
+            ensure!(answer.code < 300 || answer.code == 403, "{uri}: {} {}", answer.code, answer.message);
+            Ok(answer.code < 300)
+        })
+        .await
+        .with_context(|| uri.to_owned())
+    };
+    for (name, comune) in [(SYSTEM, "pol-a"), ("pol-b-sistema", "pol-b")] {
+        world.write(Method::POST, NAMESPACES, marked_namespace(name, comune, "restricted")).await?;
+        let list = at(name, "migrations", "");
+        let mut approvals = vec![approval("sandra", 1, "Cutover")];
+        really(Who::Sad, Method::POST, &list, migration("fresh", comune, json!([]))).await?;
+        really(Who::Sad, Method::POST, &list, migration("approved", comune, json!(approvals))).await?;
+        let approved = at(name, "migrations", "approved");
+        let status = json!({"status": {"epoch": 2, "phase": "Assessing"}});
+        really(Who::Operator, Method::PATCH, &format!("{approved}/status"), status).await?;
+        approvals.push(approval("sandra", 2, "Cutover"));
+        really(Who::Sad, Method::PATCH, &approved, json!({"spec": {"approvals": approvals}})).await?;
     }
     Ok(())
 }
@@ -1661,6 +1870,8 @@ async fn what_must_not_be_done_is_refused_by_the_policy_that_says_so() -> Result
     rule_6_node_ports_are_a_matter_of_quota(&world).await?;
     rule_8_the_cluster_works_on_in_a_cordoned_namespace(&world).await?;
     rule_8_tenants_have_a_share_of_the_api_server_of_their_own(&world).await?;
+    rule_9_what_is_approved_does_not_change(&world).await?;
+    rule_9_a_namespace_that_is_deleted_takes_its_migrations_along(&world).await?;
     println!("checked after {:?}", begin.elapsed());
     each_policy_is_what_refuses(&world, &rules).await?;
     println!("done after {:?}", begin.elapsed());
@@ -1807,6 +2018,41 @@ async fn rule_8_tenants_have_a_share_of_the_api_server_of_their_own(world: &Worl
     let schema = answer.headers.get("x-kubernetes-pf-flowschema-uid").context("a header")?;
     assert_eq!(schema.to_str()?, uid("flowschemas", "kube-system-service-accounts").await?);
     Ok(())
+}
+
+/// By the definition itself, whatever policies are in force.
+async fn rule_9_what_is_approved_does_not_change(world: &World) -> Result<()> {
+    let approved = at(SYSTEM, "migrations", "approved");
+    for (spec, words) in [
+        (json!({"workload": "documenti"}), "what is migrated cannot change"),
+        (json!({"server": "srv-altro"}), "what is migrated cannot change"),
+        (json!({"comune": "pol-b"}), "what is migrated cannot change"),
+        (json!({"cutover": "At"}), "give a time exactly when cutover is At"),
+        (json!({"cutoverAt": "2026-03-02T18:30:00Z"}), "give a time exactly when cutover is At"),
+        (json!({"cutover": "At", "cutoverAt": "this evening"}), "date-time"),
+    ] {
+        let answer = world.ask(Who::Admin, &Act::Merge(approved.clone(), json!({"spec": spec}))).await?;
+        ensure!(
+            answer.code == 422 && answer.message.contains(words),
+            "{spec}: {} {}",
+            answer.code,
+            answer.message
+        );
+    }
+    let in_time = json!({"spec": {"cutover": "At", "cutoverAt": "2026-03-02T18:30:00Z"}});
+    let answer = world.ask(Who::Sad, &Act::Merge(approved, in_time)).await?;
+    ensure!(answer.code == 200, "{} {}", answer.code, answer.message);
+    Ok(())
+}
+
+async fn rule_9_a_namespace_that_is_deleted_takes_its_migrations_along(world: &World) -> Result<()> {
+    let uri = namespace("pol-b-sistema");
+    world.confirm_deletion(&uri).await?;
+    world.write(Method::DELETE, &uri, json!({})).await?;
+    eventually("the namespace is gone", async || {
+        Ok(world.ask(Who::Admin, &Act::Get(uri.clone())).await?.code == 404)
+    })
+    .await
 }
 
 /// Takes the bindings away one by one: what was refused has to pass, or it was something else that refused.

@@ -10,7 +10,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 use kube::CustomResourceExt;
 
 use crate::{
-    Comune, DataCenter, ServiceTemplate,
+    Comune, DataCenter, Migration, ServiceTemplate,
     common::{
         DATE_PATTERN, DURATION_PATTERN, HOSTNAME_PATTERN, NAME_PATTERN, POSITIVE_DURATION_PATTERN,
         QUANTITY_PATTERN, TIME_PATTERN,
@@ -41,7 +41,7 @@ const PATTERNS_IN_WORDS: &[(&str, &str)] = &[
 
 /// All CustomResourceDefinitions, in the order in which they are applied.
 pub fn crds() -> Vec<CustomResourceDefinition> {
-    let mut crds = vec![Comune::crd(), DataCenter::crd(), ServiceTemplate::crd()];
+    let mut crds = vec![Comune::crd(), DataCenter::crd(), ServiceTemplate::crd(), Migration::crd()];
     for crd in &mut crds {
         // A Helm uninstall must never take the definitions, and with them every object, away.
         crd.metadata

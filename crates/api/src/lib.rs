@@ -1,7 +1,7 @@
 //! The resources of `conme.venis.it/v1alpha1`.
 //!
-//! [`Comune`] is one administration on the shared data centre, [`DataCenter`] the capacity that they share and
-//! [`ServiceTemplate`] one entry of the service catalogue. The types carry their schema: patterns, enumerations,
+//! [`Comune`] is one administration on the shared data centre, [`DataCenter`] the capacity that they share,
+//! [`ServiceTemplate`] one entry of the service catalogue and [`Migration`] one workload on its way. The types carry their schema: patterns, enumerations,
 //! sizes and CEL rules, so that the API server refuses a bad manifest at once and says why. Rules that span
 //! several objects are conditions on `status`, not part of this crate.
 //!
@@ -15,6 +15,7 @@ mod comune_status;
 mod crds;
 mod datacenter;
 pub mod keys;
+mod migration;
 pub mod reasons;
 mod servers;
 mod template;
@@ -24,6 +25,7 @@ pub use comune::*;
 pub use comune_status::*;
 pub use crds::crds;
 pub use datacenter::*;
+pub use migration::*;
 pub use servers::*;
 pub use template::*;
 

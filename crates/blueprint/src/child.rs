@@ -338,6 +338,26 @@ mod tests {
     }
 
     #[test]
+    fn rule_5_a_field_that_somebody_has_added_beside_ours_is_seen() {
+        let entry = |manager: &str, operation: &str, fields: Value| json!({"manager": manager, "operation": operation, "fieldsV1": fields});
+        let ours = entry("conme", "Apply", json!({"f:spec": {"f:ingress": {}, "f:egress": {}}}));
+        let object = |others: &[Value]| {
+            let entries = [std::slice::from_ref(&ours), others].concat();
+            json!({"metadata": {"managedFields": entries}})
+        };
+        assert!(!has_foreign_fields(Kind::NetworkPolicy, &object(&[])));
+        for other in [
+            entry("kubectl-edit", "Update", json!({"f:spec": {"f:egress": {}}})),
+            entry("somebody", "Apply", json!({"f:metadata": {"f:labels": {"f:x": {}}}})),
+        ] {
+            assert!(has_foreign_fields(Kind::NetworkPolicy, &object(&[other])));
+        }
+        let mut status = entry("kube-controller-manager", "Update", json!({"f:status": {"f:used": {}}}));
+        status["subresource"] = json!("status");
+        assert!(!has_foreign_fields(Kind::ResourceQuota, &object(&[status])));
+    }
+
+    #[test]
     fn a_take_over_leaves_the_cluster_what_is_its_own() {
         let protection = "v:\"kubernetes.io/pvc-protection\"";
         let bound = json!({

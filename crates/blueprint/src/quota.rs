@@ -116,7 +116,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_total_is_never_exceeded_at_any_instant(
+        fn rule_6_the_total_is_never_exceeded_at_any_instant(
             total in 1_u64..40,
             weights in prop::collection::vec(1_u64..10, 2..5),
             moves in prop::collection::vec((0_usize..5, 0_u8..4, 1_u64..8), 1..80),

@@ -158,10 +158,10 @@ fn guards_to_read() -> Vec<Rule> {
 /// People of the SAD who administer the whole: the resources of Con.Me.
 pub fn sad_admin_rules() -> Vec<Rule> {
     vec![
-        Rule::new("conme.venis.it", &["comuni", "datacenters", "servicetemplates"], &WRITE),
+        Rule::new("conme.venis.it", &["comuni", "datacenters", "servicetemplates", "migrations"], &WRITE),
         Rule::new(
             "conme.venis.it",
-            &["comuni/status", "datacenters/status", "servicetemplates/status"],
+            &["comuni/status", "datacenters/status", "servicetemplates/status", "migrations/status"],
             &["get"],
         ),
         Rule::new("", &["namespaces"], &["get", "list", "watch", "patch"]),
@@ -171,7 +171,7 @@ pub fn sad_admin_rules() -> Vec<Rule> {
 /// People of the SAD who look.
 pub fn sad_viewer_rules() -> Vec<Rule> {
     vec![
-        Rule::new("conme.venis.it", &["comuni", "datacenters", "servicetemplates"], &READ),
+        Rule::new("conme.venis.it", &["comuni", "datacenters", "servicetemplates", "migrations"], &READ),
         Rule::new("", &["namespaces"], &READ),
     ]
 }
@@ -214,6 +214,17 @@ mod tests {
             cluster_rules().iter().filter(|rule| ["apps", "autoscaling", "policy"].contains(&rule.group))
         {
             assert_eq!(rule.verbs, ["list", "watch"], "{rule:?}");
+        }
+    }
+
+    #[test]
+    fn rule_9_migrations_are_for_people_of_the_sad_and_nobody_else() {
+        for (name, _, rules) in cluster_roles() {
+            let on_them = rules.iter().any(|rule| {
+                rule.group == "conme.venis.it"
+                    && rule.resources.iter().any(|resource| resource.starts_with("migrations"))
+            });
+            assert_eq!(on_them, name.starts_with("conme-sad-"), "{name}");
         }
     }
 

@@ -92,7 +92,7 @@ pub async fn install(instance: &Instance, what: &Installation, progress: &Progre
     )
     .await?;
     // The first request makes the API server read in a new kind; until then it refuses to have it watched.
-    run(instance, "kubectl", &["get", "comuni,datacenters,servicetemplates"], None).await?;
+    run(instance, "kubectl", &["get", "comuni,datacenters,servicetemplates,migrations"], None).await?;
     wait_for_policies(instance).await?;
     step.done("");
 
