@@ -84,3 +84,32 @@ pub const GRACE_PERIOD: &str = "GracePeriod";
 pub const CLEANING_UP: &str = "CleaningUp";
 /// `spec.protected` is set.
 pub const PROTECTED: &str = "Protected";
+
+#[cfg(test)]
+mod tests {
+    /// Values of the constants above, as they stand in this file.
+    fn words() -> Vec<&'static str> {
+        let source = include_str!("reasons.rs").split("#[cfg(test)]").next().unwrap_or_default();
+        let constants =
+            source.lines().filter(|line| line.starts_with("pub const") && line.contains(": &str = "));
+        constants.filter_map(|line| line.split('"').nth(1)).collect()
+    }
+
+    #[test]
+    fn every_condition_and_reason_is_explained_in_both_languages() {
+        let words = words();
+        assert!(words.len() > 30, "the walk is broken: {words:?}");
+        for (file, text) in [
+            ("docs/guide/conditions.md", include_str!("../../../docs/guide/conditions.md")),
+            ("docs/guida/condizioni.md", include_str!("../../../docs/guida/condizioni.md")),
+        ] {
+            for word in &words {
+                let explained = text.lines().any(|line| {
+                    line.starts_with("| ")
+                        && line.split(" | ").next().is_some_and(|cell| cell.contains(&format!("`{word}`")))
+                });
+                assert!(explained, "{file} does not explain {word}");
+            }
+        }
+    }
+}
