@@ -11,6 +11,8 @@ use crate::{InvalidName, Names, Secret};
 pub enum Engine {
     /// PostgreSQL, 13 or later.
     Postgresql,
+    /// MariaDB, 10.6 or later.
+    Mariadb,
 }
 
 /// How a connection is encrypted.
@@ -60,7 +62,7 @@ pub struct Server {
     pub port: u16,
     /// Encryption of all connections.
     pub tls: TlsMode,
-    /// The administrator's role: a superuser.
+    /// The administrator: a superuser of PostgreSQL, an account with all privileges and `GRANT OPTION` of MariaDB.
     pub admin_user: String,
     /// The administrator's password.
     pub admin_password: Secret,
@@ -80,7 +82,8 @@ pub struct OwnerTag {
 /// The memory of a database that was provisioned, kept by the caller and handed back on every call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provisioned {
-    /// The server's own identity (`system_identifier`, decimal); absent when the server does not tell it.
+    /// The server's own identity: `system_identifier` of PostgreSQL, the id in the registry of MariaDB. Absent when the
+    /// server does not tell it.
     pub system_identifier: Option<String>,
     /// When the database was first as declared, in whole seconds.
     pub at: Timestamp,

@@ -9,14 +9,8 @@ mod observe;
 mod plan;
 mod secure;
 mod step;
-mod tag;
 #[cfg(test)]
 mod tests;
-
-use std::sync::{Mutex, PoisonError};
-
-use jiff::Timestamp;
-use tokio::time::timeout;
 
 pub use connect::Session;
 pub use observe::{
@@ -27,7 +21,8 @@ pub use plan::plan;
 pub(crate) use secure::secure_server;
 pub use step::{Object, Place, Step};
 
-use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server};
+use crate::call::{Doing, now, within};
+use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server, tag};
 use connect::Refusal;
 
 /// The database that statements for the whole server are run in.
@@ -46,7 +41,7 @@ pub(crate) async fn ensure(
     go_on: &GoOn<'_>,
 ) -> Result<Outcome, Problem> {
     let names = desired.names()?;
-    let doing = Doing(Mutex::new("connect".to_owned()));
+    let doing = Doing::new("connect");
     let work = async {
         let admin = Session::admin(server, MAINTENANCE_DATABASE).await?;
         let mut work =
@@ -56,29 +51,6 @@ pub(crate) async fn ensure(
         result
     };
     within(server, &doing, work).await
-}
-
-/// Bounds a whole call; what it was doing becomes part of the problem.
-async fn within<T>(
-    server: &Server,
-    doing: &Doing,
-    work: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
-    let limit = server.timeouts.total;
-    timeout(limit, work).await.unwrap_or_else(|_| Err(Problem::Timeout { doing: doing.get(), limit }))
-}
-
-/// What is being done, for the message when the time is up.
-struct Doing(Mutex<String>);
-
-impl Doing {
-    fn set(&self, words: impl Into<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = words.into();
-    }
-
-    fn get(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 struct Work<'a> {
@@ -240,11 +212,6 @@ fn settled(login: Result<(), Refusal>) -> Result<bool, Problem> {
         Err(Refusal::Full(_)) => Ok(false),
         Err(refusal) => Err(refusal.into()),
     }
-}
-
-fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// The key of the lock that keeps two operators from working on the same database.
