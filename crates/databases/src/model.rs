@@ -23,7 +23,7 @@ pub enum TlsMode {
         /// One or more CA certificates in PEM.
         ca_pem: String,
     },
-    /// No encryption: for a server on the loopback interface only.
+    /// No encryption: for a PostgreSQL server on the loopback interface only.
     Disabled,
 }
 

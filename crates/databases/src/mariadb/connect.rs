@@ -25,7 +25,6 @@ mod code {
     pub const TOO_MANY_CONNECTIONS: [u16; 3] = [1040, 1203, 1226];
     /// This host may not connect, or was shut out after many failures; the account is locked.
     pub const NOT_LET_IN: [u16; 3] = [1129, 1130, 4151];
-    pub const TLS_REQUIRED: u16 = 3159;
     pub const SHUTDOWN: u16 = 1053;
     pub const STATEMENT_TIMEOUT: u16 = 1969;
     pub const LOCK_TIMEOUT: u16 = 1205;
@@ -82,7 +81,14 @@ impl Session {
     ) -> Result<Self, Refusal> {
         let address = format!("{}:{}", server.host, server.port);
         let limits = server.timeouts.clone();
-        let mut options = OptsBuilder::default()
+        let tls = |message: String| Refusal::Other(Problem::Tls { server: address.clone(), message });
+        let TlsMode::VerifyFull { ca_pem } = &server.tls else {
+            return Err(tls("accounts of MariaDB are made for TLS only, and no CA is configured".to_owned()));
+        };
+        // The library would take an empty or a broken text for no authority at all.
+        authority::roots(ca_pem).map_err(tls)?;
+        let roots = vec![ca_pem.clone().into_bytes().into()];
+        let options = OptsBuilder::default()
             .ip_or_hostname(&server.host)
             .tcp_port(server.port)
             // A server on this host would else be asked for a socket, which has no TLS.
@@ -93,15 +99,8 @@ impl Session {
             .tcp_keepalive(Some(Duration::from_secs(30)))
             .max_allowed_packet(Some(LARGEST_PACKET))
             .wait_timeout(Some(usize::MAX))
-            .stmt_cache_size(0);
-        if let TlsMode::VerifyFull { ca_pem } = &server.tls {
-            // The library would take an empty or a broken text for no authority at all.
-            authority::roots(ca_pem)
-                .map_err(|message| Refusal::Other(Problem::Tls { server: address.clone(), message }))?;
-            let roots = vec![ca_pem.clone().into_bytes().into()];
-            options =
-                options.ssl_opts(SslOpts::default().with_root_certs(roots).with_disable_built_in_roots(true));
-        }
+            .stmt_cache_size(0)
+            .ssl_opts(SslOpts::default().with_root_certs(roots).with_disable_built_in_roots(true));
         let connection = timeout(limits.connect, Conn::new(options))
             .await
             .map_err(|_| {
@@ -219,7 +218,6 @@ fn refusal(error: &Error, address: &str, user: &str) -> Refusal {
                 found if code::TOO_MANY_CONNECTIONS.contains(&found) => {
                     Refusal::Full(Problem::Unreachable { server, message })
                 }
-                code::TLS_REQUIRED => Refusal::Other(Problem::Tls { server, message }),
                 code::SHUTDOWN => Refusal::Other(Problem::Unreachable { server, message }),
                 _ => Refusal::Other(refused_to(format!("let account \"{user}\" in"), refused)),
             }

@@ -235,9 +235,17 @@ impl Step {
             Self::RevokeEverything { account } => {
                 vec![format!("REVOKE ALL PRIVILEGES, GRANT OPTION FROM {}", account.sql())]
             }
-            Self::RevokeProxy { target, account } => {
-                vec![format!("REVOKE PROXY ON {} FROM {}", target.sql(), account.sql())]
-            }
+            // `REVOKE PROXY` is for those only who may themselves become anybody.
+            Self::RevokeProxy { target, account } => vec![
+                format!(
+                    "DELETE FROM mysql.proxies_priv WHERE User = {} AND Host = {} AND Proxied_user = {} AND Proxied_host = {}",
+                    literal(&account.name),
+                    literal(&account.host),
+                    literal(&target.name),
+                    literal(&target.host)
+                ),
+                FLUSH.to_owned(),
+            ],
             Self::Revoke { pattern, account, grantable } => {
                 let (pattern, account) = (identifier(pattern), account.sql());
                 let mut sql = vec![format!("REVOKE ALL PRIVILEGES ON {pattern}.* FROM {account}")];
@@ -253,7 +261,7 @@ impl Step {
                     literal(pattern),
                     literal(host)
                 ),
-                "FLUSH PRIVILEGES".to_owned(),
+                FLUSH.to_owned(),
             ],
             Self::DropAnonymous { host } => vec![format!("DROP USER ''@{}", literal(host))],
             Self::Grant { database, account } => vec![format!(
@@ -299,6 +307,9 @@ impl Step {
         }
     }
 }
+
+/// Makes the server read its tables of privileges, after a change that was not made by a statement for it.
+const FLUSH: &str = "FLUSH PRIVILEGES";
 
 /// The clauses of an account that are neither authentication nor privilege.
 fn shape(limit: u32) -> String {
