@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 long=(quiet killed databases)
-others=(onboarding bad_input examples isolation drift rights operations)
+others=(onboarding bad_input examples isolation drift rights operations mariadb)
 
 story() { cargo test --locked -q -p conme-stories $(printf -- '--test %s ' "$@") --no-fail-fast; }
 

@@ -6,8 +6,10 @@
 //! [`mariadb::plan`]), what is done is a list of typed steps ([`postgresql::Step`], [`mariadb::Step`]); only the thin
 //! modules around them talk to the server.
 //!
-//! **Data is never deleted here.** There is no function that drops a database, a role or an extension, and a database
-//! that was provisioned before and has vanished is never created anew ([`Problem::DataMissing`]).
+//! **Bringing a database about never deletes data.** No [`postgresql::Step`] and no [`mariadb::Step`] drops a database or
+//! an extension, and a database that was provisioned before and has vanished is never created anew
+//! ([`Problem::DataMissing`]). What drops a database is apart and refuses what is not provably the municipality's
+//! ([`mariadb::drop_database_while`]).
 
 mod authority;
 mod call;

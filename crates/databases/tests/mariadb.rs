@@ -12,7 +12,7 @@ use std::{
 
 use conme_databases::{
     Desired, Engine, MissingData, Outcome, OwnerTag, Problem, Secret, Server, Timeouts, TlsMode, ensure,
-    ensure_while, secure_server,
+    ensure_while, mariadb, secure_server,
 };
 use conme_testbed::{DatabaseEndpoint, Ephemeral, Options, Progress};
 use mysql_async::{Conn, Error, OptsBuilder, SslOpts, prelude::Queryable};
@@ -586,6 +586,60 @@ async fn only_one_operator_works_on_a_database() {
     resume.send(()).unwrap();
     slow.await.unwrap().unwrap();
     assert!(converge(&maria, &desired("held")).await.changed.is_empty());
+}
+
+#[tokio::test]
+async fn a_database_is_dropped_by_its_owner_only() {
+    let maria = MariaDb::shared().await;
+    let mine = desired("doomed");
+    let remembered = remembering(&mine, &converge(&maria, &mine).await);
+    maria.run("create table doomed__sito.t (x int)").await;
+    let mut session = maria.login("doomed__sito", "doomed__sito__app").await.unwrap();
+    session.query_drop("begin").await.unwrap();
+    session.query_drop("insert into t values (1)").await.unwrap();
+    let server = maria.server();
+    let drop_it = async |desired: &Desired| mariadb::drop_database_while(&server, desired, &|_| true).await;
+
+    // Not for another comune, not on another server, not without the right to act, and not what is nobody's.
+    let tag = OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned() };
+    let refused = drop_it(&Desired { tag, ..mine.clone() }).await.unwrap_err();
+    assert!(
+        matches!(&refused, Problem::NotOurs { .. }) && refused.to_string().contains("027012"),
+        "{refused}"
+    );
+    let mut elsewhere = remembered.clone();
+    elsewhere.provisioned.as_mut().unwrap().system_identifier = Some("another".to_owned());
+    let refused = drop_it(&elsewhere).await.unwrap_err();
+    assert!(refused.to_string().contains("Nothing was dropped"), "{refused}");
+    let stopped = mariadb::drop_database_while(&server, &remembered, &|_| false).await.unwrap_err();
+    assert!(matches!(&stopped, Problem::Stopped { .. }), "{stopped}");
+    maria.run("create database nobodys__sito").await;
+    assert!(matches!(drop_it(&desired("nobodys")).await.unwrap_err(), Problem::NotOurs { .. }));
+    assert_eq!(maria.databases_like("nobodys%").await.len(), 1);
+    session.query_drop("insert into t values (2)").await.unwrap();
+
+    // With a session at work in it.
+    let done = drop_it(&remembered).await.unwrap();
+    assert_eq!(done.len(), 5, "{done:?}");
+    assert!(session.query_drop("select 1").await.is_err(), "its session has ended");
+    assert!(
+        maria.databases_like("doomed%").await.is_empty() && maria.accounts_like("doomed%").await.is_empty()
+    );
+    assert!(drop_it(&remembered).await.unwrap().is_empty(), "what is gone is no error");
+    let left = "select count(*) from conme_registry.owners where name like 'doomed%'";
+    assert_eq!(maria.admin().await.query_first::<u64, _>(left).await.unwrap(), Some(0));
+    // Stopped anywhere, it is completed by the next.
+    for n in 0..5 {
+        let desired = desired(&format!("doomed-{n}"));
+        converge(&maria, &desired).await;
+        let done = AtomicUsize::new(0);
+        let go_on = |_: &str| done.fetch_add(1, Ordering::Relaxed) < n;
+        let stopped = mariadb::drop_database_while(&server, &desired, &go_on).await;
+        assert!(matches!(stopped, Err(Problem::Stopped { .. })), "{n}: {stopped:?}");
+        drop_it(&desired).await.unwrap();
+        assert!(drop_it(&desired).await.unwrap().is_empty(), "{n}");
+        assert!(maria.databases_like(&format!("doomed_{n}%")).await.is_empty(), "{n}");
+    }
 }
 
 #[tokio::test]

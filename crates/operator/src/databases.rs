@@ -292,7 +292,7 @@ async fn bring_about(
         None => new_password()?,
     };
     secure(context, &task.server.name, &server).await?;
-    let still_leading = |_: &conme_databases::postgresql::Step| *context.leads.borrow();
+    let still_leading = |_: &str| *context.leads.borrow();
     let outcome = conme_databases::ensure_while(&server, &task.desired, &password, still_leading)
         .await
         .map_err(|problem| in_words(problem, &task.desired))?;
@@ -304,6 +304,7 @@ async fn bring_about(
         TlsMode::Disabled => None,
     };
     let binding = Binding {
+        engine: task.server.engine,
         host: &outcome.binding.host,
         port: outcome.binding.port,
         database: &outcome.binding.database,
@@ -414,9 +415,7 @@ async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result
     };
     let engine = match server.engine {
         conme_api::Engine::Postgresql => Engine::Postgresql,
-        conme_api::Engine::Mariadb => {
-            return Err(Trouble::new(reasons::INVALID, "MariaDB servers are not offered by this version"));
-        }
+        conme_api::Engine::Mariadb => Engine::Mariadb,
     };
     Ok(Server {
         engine,

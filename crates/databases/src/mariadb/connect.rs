@@ -124,8 +124,12 @@ impl Session {
     /// # Errors
     /// As any statement on the server.
     pub async fn execute(&mut self, step: &Step) -> Result<(), Problem> {
-        for sql in step.sql() {
-            self.run(&sql, &step.words()).await?;
+        self.run_all(&step.sql(), &step.words()).await
+    }
+
+    pub(super) async fn run_all(&mut self, statements: &[String], doing: &str) -> Result<(), Problem> {
+        for sql in statements {
+            self.run(sql, doing).await?;
         }
         Ok(())
     }

@@ -8,12 +8,16 @@
 mod connect;
 mod observe;
 mod plan;
+mod removal;
 mod secure;
 mod step;
+#[cfg(test)]
+mod tests;
 
 pub use connect::Session;
 pub use observe::{Grant, Observed, SeenAccount, SeenDatabase, observe};
 pub use plan::plan;
+pub use removal::{Removal, drop_database_while, plan_removal};
 pub(crate) use secure::secure_server;
 pub use step::{Account, Kind, Step};
 

@@ -46,14 +46,14 @@ impl Account {
         Self { name: name.to_owned(), host: "%".to_owned() }
     }
 
-    fn sql(&self) -> String {
+    pub(super) fn sql(&self) -> String {
         if *self == Self::public() {
             return "PUBLIC".to_owned();
         }
         format!("{}@{}", literal(&self.name), literal(&self.host))
     }
 
-    fn words(&self) -> String {
+    pub(super) fn words(&self) -> String {
         match (self.name.as_str(), self.host.as_str()) {
             ("", host) => format!("anybody from {host}"),
             (name, "%") => name.to_owned(),
@@ -331,12 +331,12 @@ pub(super) fn pattern(database: &str) -> String {
     pattern
 }
 
-fn identifier(name: &str) -> String {
+pub(super) fn identifier(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
 
 /// For a session with `NO_BACKSLASH_ESCAPES`, where the quote is the only character with a meaning.
-fn literal(text: &str) -> String {
+pub(super) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 

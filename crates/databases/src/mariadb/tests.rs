@@ -1,0 +1,222 @@
+//! The plan, as values in and statements out.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+
+use super::*;
+use crate::{MissingData, OwnerTag};
+
+const TAG: &str = r#"{"managed-by":"conme","comune":"dolo","database":"sito","istat":"027012","uid":"u1"}"#;
+const DB: &str = "dolo__sito";
+const APP: &str = "'dolo__sito__app'@'%'";
+const SHAPE: &str = "REQUIRE SSL WITH MAX_QUERIES_PER_HOUR 0 MAX_UPDATES_PER_HOUR 0 MAX_CONNECTIONS_PER_HOUR 0 MAX_USER_CONNECTIONS 40 MAX_STATEMENT_TIME 0 ACCOUNT UNLOCK PASSWORD EXPIRE NEVER";
+
+fn desired() -> Desired {
+    Desired {
+        comune: "dolo".into(),
+        database: "sito".into(),
+        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into() },
+        extensions: BTreeSet::new(),
+        allowed_extensions: BTreeSet::new(),
+        connection_limit: Some(40),
+        locale: None,
+        adopt: false,
+        provisioned: None,
+    }
+}
+
+fn empty_server() -> Observed {
+    Observed {
+        version: "10.11.19".into(),
+        system_identifier: None,
+        database: None,
+        account: None,
+        database_tag: None,
+        account_tag: None,
+        namesakes: vec![],
+        others: vec![],
+    }
+}
+
+fn as_declared() -> Observed {
+    Observed {
+        system_identifier: Some("id-1".into()),
+        database: Some(SeenDatabase { comment: TAG.into(), size_bytes: 1 }),
+        account: Some(SeenAccount {
+            native_only: true,
+            requires_tls: true,
+            limit: 40,
+            hindered: false,
+            privileges: step::PRIVILEGES.map(str::to_owned).into(),
+            excess: vec![],
+            proxies: vec![],
+        }),
+        database_tag: Some(TAG.into()),
+        account_tag: Some(TAG.into()),
+        ..empty_server()
+    }
+}
+
+fn sql(desired: &Desired, observed: &Observed) -> Vec<String> {
+    plan(desired, observed).unwrap().iter().flat_map(Step::sql).collect()
+}
+
+fn after(change: impl FnOnce(&mut Observed)) -> Vec<String> {
+    let mut observed = as_declared();
+    change(&mut observed);
+    sql(&desired(), &observed)
+}
+
+fn account(observed: &mut Observed) -> &mut SeenAccount {
+    observed.account.as_mut().unwrap()
+}
+
+fn grant() -> String {
+    format!(r"GRANT {} ON `dolo\_\_sito`.* TO {APP}", step::PRIVILEGES.join(", "))
+}
+
+#[test]
+fn nothing_to_do_when_all_is_as_declared() {
+    assert_eq!(sql(&desired(), &as_declared()), Vec::<String>::new());
+}
+
+#[test]
+fn everything_on_an_empty_server() {
+    let all = sql(&desired(), &empty_server());
+    assert_eq!(
+        all[0],
+        "CREATE DATABASE IF NOT EXISTS `conme_registry` CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"
+    );
+    assert_eq!(all[3], "INSERT IGNORE INTO `conme_registry`.server (one, id) VALUES (1, UUID())");
+    let entry = |kind: &str, name: &str| {
+        format!(
+            "INSERT INTO `conme_registry`.owners (kind, name, tag) VALUES ('{kind}', '{name}', '{TAG}') ON DUPLICATE KEY UPDATE tag = '{TAG}'"
+        )
+    };
+    assert_eq!(
+        all[4..],
+        [
+            format!("CREATE DATABASE `{DB}` CHARACTER SET utf8mb4 COMMENT '{TAG}'"),
+            entry("database", DB),
+            entry("account", "dolo__sito__app"),
+            format!("CREATE USER {APP} IDENTIFIED VIA mysql_native_password USING 'invalid' {SHAPE}"),
+            // The last one opens it.
+            grant(),
+        ]
+    );
+}
+
+#[test]
+fn drift_is_repaired_by_what_is_needed_only() {
+    let everything = || vec![format!("REVOKE ALL PRIVILEGES, GRANT OPTION FROM {APP}"), grant()];
+    assert_eq!(after(|seen| account(seen).excess.push("SUPER on the server".into())), everything());
+    assert_eq!(after(|seen| drop(account(seen).privileges.insert("EVENT".into()))), everything());
+    assert_eq!(after(|seen| drop(account(seen).privileges.remove("SELECT"))), [grant()]);
+    let shape = [format!("ALTER USER {APP} {SHAPE}")];
+    assert_eq!(after(|seen| account(seen).requires_tls = false), shape);
+    assert_eq!(after(|seen| account(seen).limit = 0), shape);
+    assert_eq!(after(|seen| account(seen).hindered = true), shape);
+    assert_eq!(
+        after(|seen| account(seen).native_only = false),
+        [format!("ALTER USER {APP} IDENTIFIED VIA mysql_native_password USING 'invalid'")]
+    );
+    // Without a limit, and never by a number that the server takes for none.
+    let unlimited = Desired { connection_limit: None, ..desired() };
+    assert!(sql(&unlimited, &as_declared())[0].contains("MAX_USER_CONNECTIONS 0 "));
+    let none = Desired { connection_limit: Some(0), ..desired() };
+    assert!(sql(&none, &as_declared())[0].contains("MAX_USER_CONNECTIONS 1 "));
+}
+
+#[test]
+fn rule_12_who_has_no_business_in_the_database_is_put_out() {
+    let with = |name: &str, host: &str, managed: bool| Grant {
+        account: Account { name: name.into(), host: host.into() },
+        pattern: "dolo%".into(),
+        grantable: false,
+        managed,
+    };
+    let one = |grant: Grant| after(|seen| seen.others.push(grant));
+    assert_eq!(
+        one(with("mira__sito__app", "%", true)),
+        ["REVOKE ALL PRIVILEGES ON `dolo%`.* FROM 'mira__sito__app'@'%'"]
+    );
+    assert_eq!(one(with("PUBLIC", "", false)), ["REVOKE ALL PRIVILEGES ON `dolo%`.* FROM PUBLIC"]);
+    assert_eq!(
+        one(with("", "%", false)),
+        ["DELETE FROM mysql.db WHERE User = '' AND Db = 'dolo%' AND Host = '%'", "FLUSH PRIVILEGES"]
+    );
+    let grantable = Grant { grantable: true, ..with("mira__sito__app", "%", true) };
+    assert!(one(grantable)[1].starts_with("REVOKE GRANT OPTION ON `dolo%`.*"));
+    assert!(one(with("backup", "10.0.0.1", false)).is_empty(), "an account of the data centre");
+    let mut observed = as_declared();
+    observed.others = vec![with("backup", "10.0.0.1", false), with("mira__sito__app", "%", true)];
+    assert_eq!(plan::other_grantees(&observed), ["backup@10.0.0.1"]);
+}
+
+#[test]
+fn missing_data_comes_before_everything_else() {
+    let want = |id: Option<&str>| Desired {
+        provisioned: Some(Provisioned {
+            system_identifier: id.map(str::to_owned),
+            at: Timestamp::from_second(1_700_000_000).unwrap(),
+        }),
+        ..desired()
+    };
+    let missing = |desired: &Desired, observed: &Observed| match plan(desired, observed) {
+        Err(Problem::DataMissing { missing, .. }) => missing,
+        other => panic!("{other:?}"),
+    };
+    let mut gone = as_declared();
+    gone.database = None;
+    assert_eq!(missing(&want(Some("id-1")), &gone), MissingData::Gone);
+    assert_eq!(missing(&want(None), &empty_server()), MissingData::Gone);
+    let replaced = |observed: &Observed| {
+        matches!(missing(&want(Some("id-2")), observed), MissingData::ServerReplaced { .. })
+    };
+    assert!(replaced(&as_declared()));
+    let mut without_registry = as_declared();
+    without_registry.system_identifier = None;
+    assert!(replaced(&without_registry), "a server that knows nothing of us is another one");
+    assert!(plan(&want(Some("id-1")), &as_declared()).unwrap().is_empty());
+}
+
+#[test]
+fn whose_it_is() {
+    let adopting = Desired { adopt: true, ..desired() };
+    let not_ours = |desired: &Desired, observed: &Observed| {
+        matches!(plan(desired, observed), Err(Problem::NotOurs { .. }))
+    };
+    let with_tag = |tag: Option<&str>| Observed {
+        database: Some(SeenDatabase { comment: String::new(), size_bytes: 0 }),
+        database_tag: tag.map(str::to_owned),
+        account_tag: tag.map(str::to_owned),
+        ..as_declared()
+    };
+    // Nobody's.
+    assert!(not_ours(&desired(), &with_tag(None)));
+    assert_eq!(sql(&adopting, &with_tag(None)).len(), 2);
+    // Another's.
+    for tag in [TAG.replace("dolo", "mira"), TAG.replace("sito", "x"), TAG.replace("027012", "1")] {
+        assert!(not_ours(&adopting, &with_tag(Some(&tag))), "{tag}");
+    }
+    // Created anew: the ISTAT code tells.
+    assert_eq!(sql(&desired(), &with_tag(Some(&TAG.replace("u1", "u0")))).len(), 2);
+    // The application may have changed the comment; the registry is what counts.
+    let mut renamed = as_declared();
+    renamed.database = Some(SeenDatabase { comment: TAG.replace("dolo", "mira"), size_bytes: 0 });
+    assert!(plan(&desired(), &renamed).unwrap().is_empty());
+    // The registry is lost: the comment tells, and vouches for the account.
+    let mut lost = as_declared();
+    (lost.system_identifier, lost.database_tag, lost.account_tag) = (None, None, None);
+    assert_eq!(plan(&desired(), &lost).unwrap().len(), 3);
+    // An account alone.
+    let mut alone = as_declared();
+    (alone.database, alone.database_tag, alone.account_tag) = (None, None, None);
+    assert!(not_ours(&desired(), &alone));
+    // One for another host would catch the logins.
+    let mut caught = as_declared();
+    caught.namesakes.push(Account { name: "dolo__sito__app".into(), host: "10.0.0.1".into() });
+    assert!(not_ours(&adopting, &caught));
+}
