@@ -65,7 +65,7 @@ fn message(comune: &Comune) -> String {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_site_on_mariadb_gets_its_database_and_nothing_else() -> Result<()> {
     let data_centre = DataCentre::shared().await?;
-    // Names that differ only where a wildcard of a grant would stand: mar_a__sito and mar-xa gives mar_xa__sito.
+    // Names that differ only where a wildcard of a grant would stand: mar_a__sito and marxa__sito.
     let mut with_site = spec("Maria A", 905_001, json!([database("sito", 5)]));
     with_site["services"] = json!([
         {"name": "portale", "template": "sito-wordpress", "environment": "produzione", "database": "sito"},
@@ -102,7 +102,7 @@ async fn a_site_on_mariadb_gets_its_database_and_nothing_else() -> Result<()> {
 
     // It opens the database, and no other one.
     let mut session = login(&own, None).await?;
-    session.query_drop("create table pagine (id int primary key, titolo text)").await?;
+    session.query_drop("create or replace table pagine (id int primary key, titolo text)").await?;
     session.query_drop("insert into pagine values (1, 'Perché no?')").await?;
     for database in ["mysql", "conme_registry", other.get("database")] {
         let refused = login(&own, Some(database)).await.err().expect("refused").to_string();
@@ -141,7 +141,7 @@ async fn what_is_lost_on_mariadb_is_told_and_made_anew_on_a_persons_word_only() 
     data_centre.apply("mar-perso", spec("Perso", 905_003, json!([database("sito", 5)]))).await?;
     data_centre.ready("mar-perso").await?;
     let credentials = Credentials::of(&data_centre, "mar-perso-produzione", "sito").await?;
-    login(&credentials, None).await?.query_drop("create table pagine (id int)").await?;
+    login(&credentials, None).await?.query_drop("create or replace table pagine (id int)").await?;
     let mut admin = administrator(&data_centre).await?;
     let exists = "select count(*) from information_schema.schemata where schema_name = 'mar_perso__sito'";
     admin.query_drop("drop database mar_perso__sito").await?;
