@@ -105,7 +105,7 @@ async fn a_site_on_mariadb_gets_its_database_and_nothing_else() -> Result<()> {
     session.query_drop("create or replace table pagine (id int primary key, titolo text)").await?;
     session.query_drop("insert into pagine values (1, 'Perché no?')").await?;
     for database in ["mysql", "conme_registry", other.get("database")] {
-        let refused = login(&own, Some(database)).await.err().expect("refused").to_string();
+        let refused = login(&own, Some(database)).await.expect_err("refused").to_string();
         assert!(refused.contains("Access denied"), "{database}: {refused}");
     }
     let mut wrong = own.clone();

@@ -267,7 +267,7 @@ async fn rule_12_names_that_differ_only_where_a_wildcard_stands() {
             column(&mut app, "show databases").await,
             [own.binding.database.clone(), "information_schema".to_owned()]
         );
-        let error = maria.login(&other.binding.database, &own.binding.username).await.err().expect("refused");
+        let error = maria.login(&other.binding.database, &own.binding.username).await.expect_err("refused");
         assert_eq!(code(&error), 1044, "{error}");
         refused(&mut app, "use a_bxxsito").await;
         refused(&mut app, &format!("create table {}.t (x int)", other.binding.database)).await;
@@ -353,7 +353,7 @@ async fn the_connection_limit_is_the_applications_own() {
     converge(&maria, &limited).await;
     let login = || maria.login("limited__sito", "limited__sito__app");
     let (_one, _two) = (login().await.unwrap(), login().await.unwrap());
-    let error = login().await.err().expect("the third is refused");
+    let error = login().await.expect_err("the third is refused");
     assert!([1203, 1226].contains(&code(&error)), "{error}");
     let busy = converge(&maria, &limited).await;
     assert!(busy.changed.is_empty() && !busy.login_proved, "in use is no problem: {busy:?}");
@@ -370,7 +370,7 @@ async fn nobody_enters_without_tls() {
     // Also where the server as a whole does not insist on it.
     maria.run("set global require_secure_transport = off").await;
     let plain = maria.options("dolo__sito__app", PASSWORD).ssl_opts(None);
-    let error = Conn::new(plain).await.err().expect("refused");
+    let error = Conn::new(plain).await.expect_err("refused");
     assert_eq!(code(&error), 1045, "{error}");
     maria.login("dolo__sito", "dolo__sito__app").await.unwrap();
 }
@@ -500,7 +500,7 @@ async fn what_a_fresh_server_leaves_open_is_closed() {
     // The databases themselves stay.
     assert_eq!(maria.databases_like("test%").await.len(), 2);
     converge(&maria, &desired("dolo")).await;
-    let error = maria.login("test", "dolo__sito__app").await.err().expect("refused");
+    let error = maria.login("test", "dolo__sito__app").await.expect_err("refused");
     assert_eq!(code(&error), 1044, "{error}");
 }
 
