@@ -266,3 +266,44 @@ fn chain(error: &Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests {
+    use super::*;
+
+    fn said(code: u16, message: &str) -> Error {
+        Error::Server(ServerError { code, message: message.to_owned(), state: "HY000".to_owned() })
+    }
+
+    #[test]
+    fn a_full_disk_is_told_with_what_to_do() {
+        for (code, message) in [
+            (1021, "Disk full (/tmp/#sql-1.MAI); waiting for someone to free some space..."),
+            (1114, "The table 'owners' is full"),
+            (3, "Error writing file './dolo__sito/db.opt' (Errcode: 28 \"No space left on device\")"),
+        ] {
+            let Error::Server(refused) = said(code, message) else { panic!("{message}") };
+            let told = refused_to("create database dolo__sito".to_owned(), &refused).to_string();
+            assert!(told.contains(message) && told.contains("make room there"), "{told}");
+        }
+        let Error::Server(refused) = said(1007, "Can't create database") else { panic!("another") };
+        assert!(!refused_to(String::new(), &refused).to_string().contains("room"));
+    }
+
+    #[test]
+    fn who_is_refused_is_told_from_who_finds_no_room() {
+        let kind = |code| match refusal(&said(code, "words"), "h:1", "u") {
+            Refusal::WrongPassword(problem) => ("password", problem.reason()),
+            Refusal::Full(problem) => ("full", problem.reason()),
+            Refusal::Other(problem) => ("other", problem.reason()),
+        };
+        assert_eq!(kind(1045), ("password", "AuthenticationFailed"));
+        assert_eq!(kind(1862), ("password", "AuthenticationFailed"));
+        assert_eq!(kind(1040), ("full", "ServerUnreachable"));
+        assert_eq!(kind(1226), ("full", "ServerUnreachable"));
+        assert_eq!(kind(4151), ("other", "AuthenticationFailed"));
+        assert_eq!(kind(1053), ("other", "ServerUnreachable"));
+        assert_eq!(kind(1049), ("other", "ServerRefused"));
+    }
+}

@@ -144,6 +144,8 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             let begin = Instant::now();
             let what = installation(args)?;
             let options = options(&dirs, &name, &UpArgs::default())?;
+            // The members use one, and this instance may have been made without.
+            let options = Options { mariadb: options.mariadb.max(1), ..options };
             let work = async {
                 let instance = Instance::up(options, &progress).await?;
                 let shown = demo::demonstrate(&instance, &what, &progress).await?;
