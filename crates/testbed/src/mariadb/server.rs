@@ -55,6 +55,8 @@ impl Server {
         user::give(&dir, common.run_as)?;
         let password_file = common.secrets.join(format!("{name}.password"));
         let server = Self { name: name.to_owned(), dir, password_file };
+        create_dir(&server.temporary(), 0o700)?;
+        user::give(&server.temporary(), common.run_as)?;
         if server.data().exists() {
             server.check_version(common).await?;
         } else {
@@ -66,6 +68,11 @@ impl Server {
 
     fn data(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    /// One of its own: a server that starts clears away what it finds there, also what another one is using.
+    fn temporary(&self) -> PathBuf {
+        self.dir.join("tmp")
     }
 
     async fn check_version(&self, common: &Common<'_>) -> Result<()> {
@@ -92,6 +99,7 @@ impl Server {
         let mut spec = common.binaries.install_db(&self.dir).args([
             "--no-defaults".to_owned(),
             format!("--datadir={}", part.display()),
+            format!("--tmpdir={}", self.temporary().display()),
             "--auth-root-authentication-method=normal".to_owned(),
             "--skip-test-db".to_owned(),
             "--skip-name-resolve".to_owned(),
@@ -172,6 +180,7 @@ fn configuration(programs: &str, dir: &Path, fast: bool) -> String {
 # Written by conme-testbed at every start.
 [mariadbd]
 {programs}datadir={dir}/data
+tmpdir={dir}/tmp
 pid-file={dir}/data/{PID_FILE}
 init-file={dir}/init.sql
 bind-address=127.0.0.1
