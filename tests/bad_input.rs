@@ -104,7 +104,7 @@ fn a_comune() -> Value {
             },
             {
                 "name": "propria", "engine": "mariadb", "environment": "collaudo",
-                "placement": {"dedicated": {"instances": 1, "storage": "10Gi"}},
+                "placement": {"dedicated": {"instances": 1, "storage": "10Gi", "cpu": "1", "memory": "2Gi"}},
             },
         ],
         "services": [{
@@ -154,7 +154,8 @@ fn a_data_center() -> Value {
             "quota": {"cpu": 4, "memory": "8Gi", "storage": "100Gi", "ephemeralStorage": "10Gi"},
         }],
         "databaseServers": [{
-            "name": SERVER, "engine": "postgresql", "host": "192.0.2.5", "port": 5432, "cidrs": ["192.0.2.5/32"],
+            "name": SERVER, "engine": "postgresql", "host": "192.0.2.5", "port": 5432, "credentialMaxAge": "90d", "credentialOverlap": "24h",
+            "cidrs": ["192.0.2.5/32"],
             "adminSecret": "segreto",
         }],
         "ingress": {"className": "nginx", "namespace": "ingress-nginx", "domain": "servizi.base.example"},
@@ -325,6 +326,8 @@ fn slips_elsewhere() -> Vec<Slip> {
     vec![
         slip("a reserve that leaves nothing", D, [("/spec/reserve/hosts", json!(4))], [("/spec/reserve/hosts", json!(3))], "spec.reserve.hosts", &["nothing would be left"]),
         slip("a database server without a range", D, [("/spec/databaseServers/0/cidrs/0", json!("192.0.2.5"))], [("/spec/databaseServers/0/cidrs/0", json!("192.0.2.5/32"))], "spec.databaseServers[0].cidrs", &["CIDR notation"]),
+        slip("a password that is too old at once", D, [("/spec/databaseServers/0/credentialMaxAge", json!("0d"))], [("/spec/databaseServers/0/credentialMaxAge", json!("1d"))], "spec.databaseServers[0].credentialMaxAge", &["90d"]),
+        slip("an overlap in weeks", D, [("/spec/databaseServers/0/credentialOverlap", json!("1w"))], [("/spec/databaseServers/0/credentialOverlap", json!("0s"))], "spec.databaseServers[0].credentialOverlap", &["24h"]),
         slip("a pool in capitals", D, [("/spec/pools/0/name", json!("Generale"))], [], "spec.pools[0].name", &["lower-case letters"]),
         slip("memory of a host without unit that exists", D, [("/spec/pools/0/memory", json!("256 GB"))], [], "spec.pools[0].memory", &["an amount"]),
         slip("a domain that is none", D, [("/spec/ingress/domain", json!("servizi"))], [], "spec.ingress.domain", &["full host name"]),

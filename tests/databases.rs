@@ -523,7 +523,8 @@ async fn a_dead_server_and_wrong_credentials_hold_up_nothing_else_and_heal_by_th
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_lost_changed_or_somebody_elses_is_told_and_never_replaced_in_silence() -> Result<()> {
+async fn rule_3_vanished_data_changed_or_somebody_elses_is_told_and_never_replaced_in_silence() -> Result<()>
+{
     let data_centre = DataCentre::own("dat-lost", &["--recheck-seconds", "2"]).await?;
     let admin = administrator(&data_centre, None).await?;
     somebody_elses_database_is_left_alone_until_it_is_adopted(&data_centre, &admin).await?;
@@ -633,7 +634,7 @@ async fn a_dropped_database_is_made_anew_only_on_a_persons_word(
     databases_not_ready(data_centre, "dat-perso", reasons::DATA_MISSING).await?;
     data_centre.instance().stop_program(OPERATOR).await?;
     data_centre.instance().start_program(OPERATOR).await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     looked_at(data_centre, reasons::DATA_MISSING, 2.0).await?;
     databases_not_ready(data_centre, "dat-perso", reasons::DATA_MISSING).await?;
     assert!(!exists(admin, NAME).await?);

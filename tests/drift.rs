@@ -12,7 +12,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use conme_api::keys;
 use conme_blueprint::{Kind, child};
 use conme_stories::{
-    Credentials, DataCentre, Entry, PATIENCE, entity, eventually, http_get, operator_writes,
+    Credentials, DataCentre, Entry, PATIENCE, entity, eventually, http_get, operator_writes, refusal,
 };
 use conme_testbed::install;
 use jiff::Timestamp;
@@ -540,7 +540,7 @@ async fn what_was_changed_with_kubectl_replace_is_put_back() -> Result<()> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_another_manager_has_applied_with_force_is_put_back() -> Result<()> {
+async fn rule_5_what_another_manager_has_applied_or_added_is_put_back() -> Result<()> {
     repaired("dri-apply", 901_102, Way::Apply).await
 }
 
@@ -707,7 +707,7 @@ async fn a_deleted_namespace_really_ends_and_is_made_again_with_everything() -> 
     let town = Town::shared("dri-namespace", 901_109).await?;
     let before = Credentials::of(&town.data_centre, &town.namespace(), "sito").await?;
     let at = (Kind::Namespace, String::new(), town.namespace());
-    town.api(Kind::Namespace).delete(&town.namespace(), &DeleteParams::default()).await?;
+    town.data_centre.delete_namespace(&town.namespace()).await?;
     town.restored(&at, "namespace deleted", true).await?;
     let made_anew: BTreeSet<Address> = town
         .before
@@ -841,8 +841,11 @@ async fn what_belongs_to_the_tenant_is_not_touched() -> Result<()> {
         object["metadata"] = metadata.clone();
         let api = conme_stories::api_with(tenant.clone(), *kind, &town.namespace());
         api.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
+        // The tenant may not put it on; whoever may must not hand the object over to the operator by it.
         let label = json!({"metadata": {"labels": {"conme.venis.it/comune": "dri-tenant"}}});
-        api.patch("own", &PatchParams::default(), &Patch::Merge(&label)).await?;
+        let (code, message) = refusal(api.patch("own", &PatchParams::default(), &Patch::Merge(&label)).await);
+        ensure!(code == 403 && message.contains("conme-marks"), "{code} {message}");
+        town.api(*kind).patch("own", &PatchParams::default(), &Patch::Merge(&label)).await?;
     }
     quiet(&town, WINDOW).await?;
     assert!(town.writes(since)?.is_empty(), "{:?}", town.writes(since)?);

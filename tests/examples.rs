@@ -255,12 +255,16 @@ fn the_generated_manifests_are_up_to_date() {
     assert!(is_current, "{said}");
     // A stale one would be noticed, by name.
     let copy = std::env::temp_dir().join(format!("conme-manifests-{}", std::process::id()));
-    for file in ["manifests/crds.yaml", "manifests/clusterroles.yaml"] {
-        for file in [file.to_owned(), file.replace("manifests/", "charts/conme/templates/")] {
-            let to = copy.join(&file);
-            std::fs::create_dir_all(to.parent().unwrap()).unwrap();
-            std::fs::copy(checkout().join(&file), to).unwrap();
-        }
+    for file in [
+        "manifests/crds.yaml",
+        "manifests/clusterroles.yaml",
+        "charts/conme/templates/crds.yaml",
+        "charts/conme/templates/clusterroles.yaml",
+        "docs/reference/resources.md",
+    ] {
+        let to = copy.join(file);
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(checkout().join(file), to).unwrap();
     }
     let fresh = manifests_check(&copy);
     let roles = copy.join("manifests/clusterroles.yaml");

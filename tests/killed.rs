@@ -17,7 +17,8 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use conme_api::{Comune, DataCenter, ServiceTemplate, keys};
 use conme_blueprint::{
-    ChildRef, DatabaseSeen, Kind, Register, Site, amount::Amount, names, plan, totals_of, validate,
+    ChildRef, DatabaseDetails, DatabaseSeen, Kind, Register, Site, amount::Amount, names, plan, totals_of,
+    validate,
 };
 use conme_cluster::Index;
 use conme_stories::{Credentials, DataCentre, entity, eventually, operator_writes};
@@ -358,6 +359,7 @@ async fn left_to_do(data_centre: &DataCentre) -> Result<Vec<String>> {
                 system_identifier: told.system_identifier.clone().unwrap_or_default(),
                 provisioned_at: told.provisioned_at.as_deref().unwrap_or_default().parse()?,
                 database: told.database.clone(),
+                details: Box::new(DatabaseDetails::default()),
             };
             observed.databases.insert(told.name.clone(), seen);
         }
@@ -444,7 +446,7 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
         );
     }
     let last_edit = Instant::now();
-    story.data_centre.operator_gets_ready().await?;
+    story.data_centre.operator_gets_ready(async || Ok(())).await?;
     story.over.store(true, Ordering::Release);
     let (edits, drifts) = people.await??;
     // What is marked is marked before the end; what came last is looked at below.

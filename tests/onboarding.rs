@@ -1164,8 +1164,8 @@ async fn kubectl_shows_what_matters_and_explains_every_field_with_its_unit() -> 
     assert_eq!(lines[1][..9], ["ona-vista", "True", "AsDeclared", "True", "1", "1/1", "0/0", "0/0", "0/4"]);
     let wide = kubectl(&["get", "com", "ona-vista", "-o", "wide"]).await?;
     let lines: Vec<Vec<&str>> = wide.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(lines[0], [&columns[..], &["ISTAT", "POPULATION", "TIER", "MEMORY"]].concat());
-    assert_eq!(lines[1][10..], ["900010", "4000", "piccolo", "0/8Gi"]);
+    assert_eq!(lines[0], [&columns[..], &["ISTAT", "POPULATION", "TIER", "MEMORY", "ORPHANS"]].concat());
+    assert_eq!(lines[1][10..], ["900010", "4000", "piccolo", "0/8Gi", "0"]);
 
     for (field, words) in [
         ("comune.spec.databases", &["maxSize", "50Gi", "in bytes", "connectionLimit", "-required-"][..]),

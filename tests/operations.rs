@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     process::{Output, Stdio},
     sync::{
@@ -210,6 +211,8 @@ fn the_program_explains_itself() -> Result<()> {
         (&["run", "--no-such-flag"][..], "--no-such-flag"),
         (&["no-such-command"], "no-such-command"),
         (&["run", "--workers", "0"], "1..=256"),
+        (&["run", "--deletion-grace", "0s"], "for a second at least"),
+        (&["run", "--deletion-grace", "tomorrow"], "--deletion-grace"),
         (&["run", "--listen", "nowhere"], "--listen"),
         (&[], "Usage"),
     ] {
@@ -274,11 +277,7 @@ async fn restarts_of_the_api_server_and_of_etcd_leave_nothing_to_be_done_by_hand
         let since = Timestamp::now();
         instance.stop_program(program).await?;
         instance.start_program(program).await?;
-        eventually("the operator is ready again", || async {
-            restart_if_ended(&data_centre).await?;
-            data_centre.operator_is_ready().await
-        })
-        .await?;
+        data_centre.operator_gets_ready(|| restart_if_ended(&data_centre)).await?;
         eventually("the API server answers", || async { Ok(data_centre.comuni().get(name).await.is_ok()) })
             .await?;
         data_centre.operator_at_rest().await?;
@@ -301,7 +300,7 @@ async fn restarts_of_the_api_server_and_of_etcd_leave_nothing_to_be_done_by_hand
     assert!(words.contains("the cache of comuni is not complete yet"), "{words}");
     assert_eq!(data_centre.metrics().await?.sum("leader_election_master_status", &[]), 0.0);
     instance.start_program("kube-apiserver").await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     assert!(instance.is_alive(OPERATOR)?);
     an_edit_converges(&data_centre, name, 902_303, 5).await
 }
@@ -320,13 +319,9 @@ async fn calls_that_write(url: &str) -> Result<f64> {
     Ok(of("PATCH") + of("DELETE"))
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
-    let data_centre = DataCentre::own("ops-two", &[]).await?;
+/// Starts a second operator beside the first; returns where it answers, once it is ready.
+async fn start_second(data_centre: &DataCentre) -> Result<String> {
     let instance = data_centre.instance();
-    let name = "ops-cambio";
-    an_edit_converges(&data_centre, name, 902_304, 2).await?;
-    let first = operator_url(instance)?;
     let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let second = format!("http://127.0.0.1:{port}");
     let command = CommandSpec::new(installation()?.operator, instance.dir())
@@ -338,6 +333,56 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
         Ok(http_get(&second, "/readyz").await.is_ok_and(|(code, _)| code == 200))
     })
     .await?;
+    Ok(second)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rule_10_a_leader_that_was_paused_and_overtaken_writes_nothing_any_more() -> Result<()> {
+    let data_centre = DataCentre::own("ops-pause", &[]).await?;
+    let instance = data_centre.instance();
+    let name = "ops-pausa";
+    an_edit_converges(&data_centre, name, 902_305, 2).await?;
+    let second = start_second(&data_centre).await?;
+    assert_eq!(leads(&operator_url(instance)?).await, Some(true), "the first leads");
+
+    // Frozen with work in its hands: what it was about to write is out of date when it goes on.
+    let mut edited = spec(name, 902_305);
+    edited["quota"]["cpu"] = json!("3");
+    data_centre.apply(name, edited).await?;
+    assert!(instance.kill(OPERATOR, Signal::Stop).await?);
+    eventually("the second leads", || async { Ok(leads(&second).await == Some(true)) }).await?;
+    an_edit_converges(&data_centre, name, 902_305, 5).await?;
+    assert!(calls_that_write(&second).await? > 0.0, "the second has done it");
+    let last = Cell::new((f64::NAN, Instant::now()));
+    eventually("the second has told everything", || async {
+        let writes = calls_that_write(&second).await?;
+        if writes != last.get().0 {
+            last.set((writes, Instant::now()));
+        }
+        Ok(last.get().1.elapsed() > Duration::from_secs(4))
+    })
+    .await?;
+
+    let since = Timestamp::now();
+    assert!(instance.kill(OPERATOR, Signal::Cont).await?);
+    eventually("the first ends", || async { Ok(!instance.is_alive(OPERATOR)?) }).await?;
+    let writes = operator_writes(&data_centre, since)?;
+    assert!(writes.is_empty(), "nobody had anything to write: {writes:#?}");
+    let quota = data_centre.read(Kind::ResourceQuota, &format!("{name}-produzione"), "conme-quota").await?;
+    assert_eq!(quota.context("a quota")?["spec"]["hard"]["requests.cpu"], "5");
+    an_edit_converges(&data_centre, name, 902_305, 4).await?;
+    assert!(!operator_writes(&data_centre, since)?.is_empty(), "an edit shows in the record of calls");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
+    let data_centre = DataCentre::own("ops-two", &[]).await?;
+    let instance = data_centre.instance();
+    let name = "ops-cambio";
+    an_edit_converges(&data_centre, name, 902_304, 2).await?;
+    let first = operator_url(instance)?;
+    let second = start_second(&data_centre).await?;
 
     // From now on: never both. The first is asked before and after the second, so that a change between does not count.
     let over = Arc::new(AtomicBool::new(false));
@@ -378,7 +423,7 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
 
     // The first comes back and stands by; killed without a word, the second is followed when its lease has ended.
     instance.start_program(OPERATOR).await?;
-    data_centre.operator_gets_ready().await?;
+    data_centre.operator_gets_ready(async || Ok(())).await?;
     assert_eq!((leads(&first).await, leads(&second).await), (Some(false), Some(true)));
     an_edit_converges(&data_centre, name, 902_304, 5).await?;
     assert_eq!(calls_that_write(&first).await?, 0.0);

@@ -4,8 +4,8 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-long=(quiet killed databases)
-others=(onboarding bad_input examples isolation drift rights operations mariadb)
+long=(quiet killed databases policies rotation)
+others=(onboarding bad_input examples isolation drift rights operations mariadb dedicated upgrade lifecycle)
 
 story() { cargo test --locked -q -p conme-stories $(printf -- '--test %s ' "$@") --no-fail-fast; }
 

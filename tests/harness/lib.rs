@@ -234,6 +234,22 @@ impl DataCentre {
         object.map(|object| Ok(serde_json::to_value(object)?)).transpose()
     }
 
+    /// Deletes a namespace as the SAD does: the admission policies ask for a word that names it.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn delete_namespace(&self, name: &str) -> Result<()> {
+        let namespaces: Api<k8s_openapi::api::core::v1::Namespace> = Api::all(self.client());
+        let uid = namespaces.get(name).await?.metadata.uid.unwrap_or_default();
+        let confirmed = json!({"metadata": {
+            "annotations": {keys::CONFIRM_DELETE: format!("{name}/{uid}")},
+            "labels": {"conme.venis.it/protected": null},
+        }});
+        namespaces.patch(name, &PatchParams::default(), &Patch::Merge(&confirmed)).await?;
+        namespaces.delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     /// Deletes a Comune and its namespaces, databases excepted: the story is over.
     ///
     /// # Errors
@@ -244,7 +260,7 @@ impl DataCentre {
         let selector = format!("{}={name}", keys::COMUNE);
         for namespace in namespaces.list(&kube::api::ListParams::default().labels(&selector)).await? {
             let name = namespace.metadata.name.unwrap_or_default();
-            let _ = namespaces.delete(&name, &DeleteParams::default()).await;
+            let _ = self.delete_namespace(&name).await;
         }
         Ok(())
     }

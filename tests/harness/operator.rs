@@ -104,12 +104,16 @@ impl DataCentre {
         Ok(self.readiness().await?.0)
     }
 
-    /// Waits until the operator says that it is ready.
+    /// Waits until the operator says that it is ready; `meanwhile` is done before each look.
     ///
     /// # Errors
-    /// When it is not in time, with what it said last and the end of its log.
-    pub async fn operator_gets_ready(&self) -> Result<()> {
-        let result = eventually("the operator is ready", || self.operator_is_ready()).await;
+    /// When it is not in time, with what it said last and the end of its log; or what `meanwhile` answers.
+    pub async fn operator_gets_ready(&self, meanwhile: impl AsyncFn() -> Result<()>) -> Result<()> {
+        let result = eventually("the operator is ready", || async {
+            meanwhile().await?;
+            self.operator_is_ready().await
+        })
+        .await;
         let Err(error) = result else { return Ok(()) };
         let log = std::fs::read_to_string(self.instance().log(OPERATOR)).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();

@@ -16,6 +16,10 @@ pub const HOSTNAME_PATTERN: &str =
 pub const DATE_PATTERN: &str = r"^[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])$";
 /// A time of the day, `HH:MM`.
 pub const TIME_PATTERN: &str = "^([01][0-9]|2[0-3]):[0-5][0-9]$";
+/// A span of time: a whole number of seconds, minutes, hours or days.
+pub const DURATION_PATTERN: &str = "^[0-9]{1,6}[smhd]$";
+/// The same, but not nothing.
+pub const POSITIVE_DURATION_PATTERN: &str = "^[1-9][0-9]{0,5}[smhd]$";
 pub(crate) const QUANTITY_PATTERN: &str = r"^[0-9]+(\.[0-9]+)?(m|k|[MGTPE]|[KMGTPE]i)?$";
 
 /// An amount in the notation of Kubernetes: `500m` (half a vCPU), `16Gi` (bytes, powers of 1024), `8`.

@@ -44,7 +44,8 @@ use crate::{
     printcolumn(name = "ISTAT", type_ = "string", json_path = ".spec.entity.istat", priority = 1),
     printcolumn(name = "POPULATION", type_ = "integer", json_path = ".spec.entity.population", priority = 1),
     printcolumn(name = "TIER", type_ = "string", json_path = ".status.tier", priority = 1),
-    printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory", priority = 1)
+    printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory", priority = 1),
+    printcolumn(name = "ORPHANS", type_ = "integer", json_path = ".status.summary.orphans", priority = 1)
 )]
 #[x_kube(
     validation = Rule::new("!(has(self.tier) && has(self.quota))")
@@ -147,6 +148,16 @@ pub enum EntityKind {
     Unione,
     /// The metropolitan city.
     CittaMetropolitana,
+}
+
+impl std::fmt::Display for EntityKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Comune => "Comune",
+            Self::Unione => "Unione",
+            Self::CittaMetropolitana => "CittaMetropolitana",
+        })
+    }
 }
 
 /// Who the administration is.
@@ -346,7 +357,7 @@ pub struct TrafficRule {
 #[x_kube(
     validation = Rule::new("self.engine == oldSelf.engine")
         .message("the engine of a database cannot change: declare a new database and migrate the data").field_path(".engine"),
-    validation = Rule::new("self.placement == oldSelf.placement")
+    validation = Rule::new("has(self.placement.shared) == has(oldSelf.placement.shared) && (!has(self.placement.shared) || self.placement.shared == oldSelf.placement.shared)")
         .message("a database does not move by editing its placement: declare a new database and migrate the data").field_path(".placement"),
     validation = Rule::new("self.engine == 'postgresql' || !has(self.extensions)")
         .message("extensions exist for postgresql only").field_path(".extensions")
@@ -397,7 +408,7 @@ pub enum Placement {
     Dedicated(Dedicated),
 }
 
-/// A database server of its own.
+/// A PostgreSQL server of its own, run by CloudNativePG in the namespace of the environment.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Dedicated {
@@ -406,6 +417,12 @@ pub struct Dedicated {
     pub instances: u32,
     /// Size of each instance's volume: 100Gi.
     pub storage: Quantity,
+    /// vCPU of each instance, out of the quota: 1. Default: 500m.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<Quantity>,
+    /// Memory of each instance, out of the quota: 4Gi. Default: 1Gi.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Quantity>,
 }
 
 /// A service from the catalogue.

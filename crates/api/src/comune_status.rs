@@ -48,6 +48,23 @@ pub struct ComuneStatus {
     /// What no manifest asks for any more and is kept because it may hold data.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub orphans: Vec<Orphan>,
+    /// Set while it is being deleted and deletionPolicy is Delete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deletion: Option<DeletionStatus>,
+}
+
+/// How far the deletion of a Comune is.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DeletionStatus {
+    /// When it was deleted by somebody (RFC 3339).
+    pub requested_at: String,
+    /// When the operator first saw the confirmation (RFC 3339). Absent: it is missing or was taken back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed_at: Option<String>,
+    /// Nothing is deleted before this time (RFC 3339).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub delete_after: Option<String>,
 }
 
 /// Figures for the columns of `kubectl get`.
@@ -66,6 +83,9 @@ pub struct Summary {
     pub cpu: String,
     /// Memory requested / limit.
     pub memory: String,
+    /// What is kept although the manifest does not ask for it any more.
+    #[serde(default)]
+    pub orphans: u32,
 }
 
 /// A namespace that the operator made.
@@ -104,6 +124,40 @@ pub struct DatabaseStatus {
     /// When it was provisioned (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provisioned_at: Option<String>,
+    /// Size on the server's disk, and how large it may be: 46Gi/50Gi. Told anew when it has changed by a twentieth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
+    /// The credential in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<CredentialStatus>,
+    /// Extensions that are installed and not declared: kept, as data may depend on them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub undeclared_extensions: Vec<String>,
+}
+
+/// The credential of a database.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CredentialStatus {
+    /// Role that applications log in as.
+    pub login: String,
+    /// When its password was made (RFC 3339).
+    pub issued_at: String,
+    /// 1 for the first; pods are restarted when it grows.
+    pub generation: u32,
+    /// The login before it, while it is still open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retiring: Option<RetiringStatus>,
+}
+
+/// A login that has been replaced and is still open.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RetiringStatus {
+    /// Role.
+    pub login: String,
+    /// It is not closed before this time (RFC 3339), nor while a service or a session uses it.
+    pub until: String,
 }
 
 /// A service.

@@ -11,7 +11,10 @@ use kube::CustomResourceExt;
 
 use crate::{
     Comune, DataCenter, ServiceTemplate,
-    common::{DATE_PATTERN, HOSTNAME_PATTERN, NAME_PATTERN, QUANTITY_PATTERN, TIME_PATTERN},
+    common::{
+        DATE_PATTERN, DURATION_PATTERN, HOSTNAME_PATTERN, NAME_PATTERN, POSITIVE_DURATION_PATTERN,
+        QUANTITY_PATTERN, TIME_PATTERN,
+    },
 };
 
 /// What each pattern of the schema asks for, in words.
@@ -24,6 +27,8 @@ const PATTERNS_IN_WORDS: &[(&str, &str)] = &[
     (DATE_PATTERN, "is a date written YYYY-MM-DD, in quotes"),
     (TIME_PATTERN, "is a time of the day written HH:MM, in quotes"),
     (QUANTITY_PATTERN, "is an amount without a sign, such as 8, 500m, 512Mi, 16Gi"),
+    (DURATION_PATTERN, "is a span of time, a whole number with s, m, h or d, such as 24h"),
+    (POSITIVE_DURATION_PATTERN, "is a span of time that is not nothing, such as 90d or 2160h"),
     ("^[0-9]{6}$", "is an ISTAT code of 6 digits, in quotes: \"027012\""),
     ("^[A-Za-z0-9_]+$", "is an IPA code: letters, digits and underscores, such as c_d325"),
     ("^[A-Z][0-9]{3}$", "is a Belfiore code: a capital letter and three digits, such as D325"),

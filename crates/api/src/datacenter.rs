@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     DataClass, Engine, Quantity, Totals, Window,
-    common::{HOSTNAME_PATTERN, NAME_PATTERN},
+    common::{DURATION_PATTERN, HOSTNAME_PATTERN, NAME_PATTERN, POSITIVE_DURATION_PATTERN},
 };
 
 /// The capacity that all administrations share: hosts, size bands, database servers, ingress, network.
@@ -33,7 +33,8 @@ use crate::{
     printcolumn(name = "CPU", type_ = "string", json_path = ".status.summary.cpu"),
     printcolumn(name = "MEMORY", type_ = "string", json_path = ".status.summary.memory"),
     printcolumn(name = "STORAGE", type_ = "string", json_path = ".status.summary.storage"),
-    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp")
+    printcolumn(name = "AGE", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "ORPHANS", type_ = "integer", json_path = ".status.purge.count", priority = 1)
 )]
 #[x_kube(validation = Rule::new("self.pools.exists(p, p.hosts > self.reserve.hosts)")
     .message("the reserve is as large as every pool: nothing would be left to give").field_path(".reserve.hosts"))]
@@ -199,10 +200,22 @@ pub struct DatabaseServer {
     #[serde(default = "default_connection_limit")]
     #[schemars(range(min = 1, max = 1000))]
     pub default_connection_limit: u32,
+    /// Passwords of applications that are older are replaced: 90d, 2160h. Absent: only on request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 7), regex(pattern = POSITIVE_DURATION_PATTERN))]
+    pub credential_max_age: Option<String>,
+    /// How long the password before stays valid at least, so that nobody is shut out. Default 24h; 0s ends it at once.
+    #[serde(default = "default_credential_overlap")]
+    #[schemars(length(max = 7), regex(pattern = DURATION_PATTERN))]
+    pub credential_overlap: String,
     /// Classes of data that may live here. Absent: ordinario only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
     pub classes: Vec<DataClass>,
+}
+
+fn default_credential_overlap() -> String {
+    "24h".into()
 }
 
 fn default_connection_limit() -> u32 {
@@ -240,6 +253,30 @@ pub struct NetworkSettings {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(max = 43)))]
     pub node_local_dns: Vec<String>,
+    /// Where the API server is. Needed for databases on servers of their own only: their pods speak with it, and
+    /// nothing else in a municipality's namespaces may.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_server: Option<Endpoints>,
+    /// Namespace of the operator of CloudNativePG, which runs databases on servers of their own. Default cnpg-system.
+    #[serde(default = "cloud_native_pg_namespace")]
+    #[schemars(length(min = 1, max = 63))]
+    pub cloud_native_pg_namespace: String,
+}
+
+/// Addresses and ports of something that runs elsewhere.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoints {
+    /// Address ranges in CIDR notation.
+    #[schemars(length(min = 1, max = 16), inner(length(max = 43)))]
+    pub cidrs: Vec<String>,
+    /// TCP ports.
+    #[schemars(length(min = 1, max = 8), inner(range(min = 1, max = 65535)))]
+    pub ports: Vec<u16>,
+}
+
+fn cloud_native_pg_namespace() -> String {
+    "cnpg-system".into()
 }
 
 fn dns_namespace() -> String {
@@ -248,7 +285,12 @@ fn dns_namespace() -> String {
 
 impl Default for NetworkSettings {
     fn default() -> Self {
-        Self { dns_namespace: dns_namespace(), node_local_dns: Vec::new() }
+        Self {
+            dns_namespace: dns_namespace(),
+            node_local_dns: Vec::new(),
+            api_server: None,
+            cloud_native_pg_namespace: cloud_native_pg_namespace(),
+        }
     }
 }
 
@@ -314,6 +356,38 @@ pub struct DataCenterStatus {
     /// What can still be promised.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<Amounts>,
+    /// What is kept although no manifest asks for it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purge: Option<PurgeList>,
+}
+
+/// What is kept although no manifest asks for it any more: to be looked through by the SAD. Nothing on it is ever deleted
+/// by the operator.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PurgeList {
+    /// How much there is in all.
+    pub count: u32,
+    /// The oldest of it, at most 100.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<PurgeItem>,
+}
+
+/// Something that is kept although no manifest asks for it any more.
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PurgeItem {
+    /// What it is: Namespace, Database, PersistentVolumeClaim.
+    pub kind: String,
+    /// Its name; for a database server/database, for a volume claim namespace/claim.
+    pub name: String,
+    /// Name of the Comune that it belonged to.
+    pub comune: String,
+    /// ISTAT code of the administration, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub istat: Option<String>,
+    /// Since when (RFC 3339).
+    pub since: String,
 }
 
 /// Amounts of the three resources that are promised.

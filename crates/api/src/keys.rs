@@ -28,10 +28,35 @@ pub const ORPHANED: &str = "conme.venis.it/orphaned";
 pub const ORPHANED_AT: &str = "conme.venis.it/orphaned-at";
 /// Annotation set by the SAD on a namespace to let a Comune take it over: the name of that Comune.
 pub const ADOPT: &str = "conme.venis.it/adopt";
+/// Annotation set by the SAD on a Comune, a namespace, a DataCenter or a definition that may be deleted: `<name>/<uid>`. Without
+/// it the admission policies refuse.
+pub const CONFIRM_DELETE: &str = "conme.venis.it/confirm-delete";
 /// Annotation set by the SAD on a Comune: a database that has vanished may be created anew, empty. Its value names the
 /// database and the time at which the lost one was provisioned, `protocollo@2026-11-22T09:31:42Z`, so that it never
 /// speaks of a later loss; several are separated by commas.
 pub const CONFIRM_RECREATE: &str = "conme.venis.it/confirm-recreate";
+/// Label on namespaces of a Comune that is cordoned: its people may not write there.
+pub const CORDONED: &str = "conme.venis.it/cordoned";
+/// Label on namespaces of a Comune that is protected: they may not be deleted.
+pub const PROTECTED: &str = "conme.venis.it/protected";
+/// Annotation on namespaces: when their Comune was first admitted (RFC 3339). By it a Comune that is applied again
+/// keeps its place among the others.
+pub const ADMITTED_AT: &str = "conme.venis.it/admitted-at";
+/// Annotation on namespaces: unique id of the Comune that they belong to; after it those that it had before it
+/// was applied again, separated by commas, the latest first.
+pub const COMUNE_UID: &str = "conme.venis.it/comune-uid";
+/// Annotation on namespaces: kind of the administration, such as `Unione`.
+pub const ENTITY_KIND: &str = "conme.venis.it/entity-kind";
+/// Annotation on namespaces: official name of the administration.
+pub const DISPLAY_NAME: &str = "conme.venis.it/display-name";
+/// Finalizer of a Comune whose `deletionPolicy` is `Delete`, and of no other.
+pub const DELETION: &str = "conme.venis.it/deletion";
+/// Annotation set by the SAD on a Comune: credentials older than a time are replaced. Its value names the database and
+/// the time, `protocollo@2026-11-22T09:31:42Z`, or `*` for all; several are separated by commas.
+pub const ROTATE_CREDENTIALS: &str = "conme.venis.it/rotate-credentials";
+/// Annotation on pods and binding Secrets whose credential has been replaced: its generation. It changes with nothing
+/// else, so that pods restart for a new credential only.
+pub const CREDENTIAL: &str = "conme.venis.it/credential";
 
 /// The common label that says which tool manages an object.
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

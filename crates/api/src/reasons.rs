@@ -16,8 +16,11 @@ pub const READY: &str = "Ready";
 pub const AVAILABLE: &str = "Available";
 /// Condition: every workload of the local servers has been taken over.
 pub const SERVERS_MIGRATED: &str = "ServersMigrated";
+/// Condition: what it has is being deleted, or is going to be. Only on a Comune with `deletionPolicy: Delete` that
+/// somebody has deleted.
+pub const DELETING: &str = "Deleting";
 
-/// All conditions of a Comune in the order in which they are shown.
+/// All conditions that every Comune has, in the order in which they are shown.
 pub const COMUNE_CONDITIONS: [&str; 8] = [
     ADMITTED,
     NAMESPACES_READY,
@@ -49,6 +52,14 @@ pub const API_ERROR: &str = "ApiError";
 pub const DATABASE_FAILED: &str = "DatabaseFailed";
 /// A database that was provisioned is gone from its server.
 pub const DATA_MISSING: &str = "DataMissing";
+/// A database holds more than it may: growth is stopped.
+pub const DATABASE_FULL: &str = "DatabaseFull";
+/// A database holds almost as much as it may. On the database itself, and an event.
+pub const DATABASE_NEARLY_FULL: &str = "DatabaseNearlyFull";
+/// The manifest names another server than the one that holds the data.
+pub const MOVED: &str = "Moved";
+/// Event: a database has a new password.
+pub const CREDENTIALS_ROTATED: &str = "CredentialsRotated";
 /// A database server does not answer.
 pub const SERVER_UNREACHABLE: &str = "ServerUnreachable";
 /// The quota is smaller than what is in use.
@@ -65,3 +76,11 @@ pub const NOT_STARTED: &str = "NotStarted";
 pub const WAITING: &str = "Waiting";
 /// This DataCenter is not the one that the operator serves.
 pub const NOT_SELECTED: &str = "NotSelected";
+/// The deletion waits for a person's confirmation.
+pub const CONFIRMATION_MISSING: &str = "ConfirmationMissing";
+/// The deletion is confirmed; nothing is deleted before the grace period has ended.
+pub const GRACE_PERIOD: &str = "GracePeriod";
+/// Databases and namespaces are being deleted.
+pub const CLEANING_UP: &str = "CleaningUp";
+/// `spec.protected` is set.
+pub const PROTECTED: &str = "Protected";

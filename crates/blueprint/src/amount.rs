@@ -129,6 +129,11 @@ impl Amount {
         Self { milli: self.milli / i128::from(parts.max(1)) / step * step }
     }
 
+    /// Whole units, such as bytes.
+    pub fn whole(self) -> u64 {
+        u64::try_from(self.milli / 1000).unwrap_or(u64::MAX)
+    }
+
     /// This many times as much.
     pub fn times(self, factor: u32) -> Self {
         Self { milli: self.milli * i128::from(factor) }

@@ -155,9 +155,11 @@ pub fn strip(kind: Kind, object: &mut Value) {
     }
 }
 
-/// Annotations that the cluster's own controllers keep on a kind.
+/// Annotations that the cluster's own controllers keep on a kind, and the SAD's word that a namespace may be deleted:
+/// taken off as a foreign addition, it would be gone before the deletion comes.
 fn belongs_to_cluster(kind: Kind, annotation: &str) -> bool {
     match kind {
+        Kind::Namespace => annotation == keys::CONFIRM_DELETE,
         Kind::Deployment => annotation == "deployment.kubernetes.io/revision",
         Kind::PersistentVolumeClaim => {
             annotation.starts_with("pv.kubernetes.io/") || annotation.starts_with("volume.")
@@ -358,6 +360,17 @@ mod tests {
         assert_eq!(taken["f:metadata"]["f:labels"], json!({"f:x": {}}));
         assert!(taken["f:metadata"]["f:finalizers"].get(protection).is_none());
         assert_eq!(taken["f:spec"], json!({}));
+    }
+
+    #[test]
+    fn the_word_that_a_namespace_may_be_deleted_stays_on_it() {
+        let confirmed = json!({"f:metadata": {"f:annotations": {"f:conme.venis.it/confirm-delete": {}}}});
+        let entry = json!({"manager": "kubectl-annotate", "operation": "Update", "fieldsV1": confirmed});
+        assert_eq!(owner(Kind::Namespace, &entry), Owner::Cluster);
+        assert_eq!(owner(Kind::Service, &entry), Owner::Foreign);
+        let adopted = json!({"f:metadata": {"f:annotations": {"f:conme.venis.it/adopt": {}}}});
+        let entry = json!({"manager": "kubectl-annotate", "operation": "Update", "fieldsV1": adopted});
+        assert_eq!(owner(Kind::Namespace, &entry), Owner::Foreign);
     }
 
     #[test]

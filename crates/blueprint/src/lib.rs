@@ -10,6 +10,8 @@ pub mod amount;
 pub mod build;
 pub mod capacity;
 pub mod child;
+pub mod credential;
+mod departure;
 #[cfg(test)]
 mod fixtures;
 pub mod kind;
@@ -25,14 +27,18 @@ mod text;
 mod validate;
 
 pub use child::{ChildRef, Desired};
+pub use departure::{
+    Circumstances, Departure, Estate, Told, departure, estate, finalizers_to_write, grace_left,
+    held_by_others, holds_finalizer, is_departing, plan_departure, tell_departure, without_finalizer,
+};
 pub use kind::{Kind, Wave};
 pub use plan::{
-    Action, ChildSeen, ChildState, Clash, DatabaseSeen, NamespaceSeen, Observed, Plan, PodsSeen, Wait, plan,
-    plan_abandoned,
+    Action, ChildSeen, ChildState, Clash, DatabaseDetails, DatabaseSeen, NamespaceSeen, Observed, Plan,
+    PodsSeen, Stopped, Survey, Wait, plan, plan_abandoned,
 };
 pub use register::{Claim, Register};
 pub use report::{Failure, report, without_volatile};
 pub use validate::{
-    Problem, Scope, Site, ValidComune, ValidDatabase, ValidEnvironment, ValidService, Verdict, rules_of,
-    totals_in_force, totals_of, validate,
+    Problem, Scope, Site, ValidComune, ValidDatabase, ValidDedicated, ValidEnvironment, ValidService,
+    Verdict, rules_of, totals_in_force, totals_of, validate,
 };

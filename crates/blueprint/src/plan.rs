@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conme_api::{PodSecurity, keys};
+use conme_api::{CredentialStatus, Entity, PodSecurity, keys};
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -79,6 +79,8 @@ pub enum DatabaseSeen {
         provisioned_at: Timestamp,
         /// Its name on the server.
         database: String,
+        /// What else is told of it.
+        details: Box<DatabaseDetails>,
     },
     /// It could not be brought to the declared state.
     Failed {
@@ -87,6 +89,46 @@ pub enum DatabaseSeen {
         /// In words.
         message: String,
     },
+}
+
+/// What a database server holds that carries the mark of one Comune.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Survey {
+    /// When it was looked at.
+    pub at: Timestamp,
+    /// Names on the server, each with the name in the manifest.
+    pub databases: BTreeMap<String, String>,
+}
+
+/// What is told of a database beside where it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseDetails {
+    /// It has not been looked at since the operator started: what was told of it still holds, word by word.
+    pub as_told: bool,
+    /// The credential in force.
+    pub credential: Option<CredentialStatus>,
+    /// What the credential before it waits for, in words.
+    pub retirement: Option<String>,
+    /// Size on disk, in bytes.
+    pub size_bytes: u64,
+    /// The size at which growth is stopped, in bytes.
+    pub max_bytes: Option<u64>,
+    /// Whether growth has been stopped.
+    pub stopped: Stopped,
+    /// Extensions that are installed and not declared.
+    pub undeclared_extensions: Vec<String>,
+}
+
+/// Whether the growth of a database has been stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stopped {
+    /// No.
+    #[default]
+    No,
+    /// Sessions are read-only unless they say otherwise.
+    ReadOnly,
+    /// It went on growing: nobody can log in.
+    Closed,
 }
 
 /// What is seen of one Comune and its children.
@@ -104,6 +146,10 @@ pub struct Observed {
     pub databases: BTreeMap<String, DatabaseSeen>,
     /// Unique ids of the namespaces that are on record as its own: they stay its own whatever labels they carry.
     pub own_namespaces: BTreeSet<String>,
+    /// What was last found of its on each database server.
+    pub surveys: BTreeMap<String, Survey>,
+    /// Namespaces of a Comune of another name that is gone and had the same ISTAT code: by namespace, that name.
+    pub left_by_namesakes: BTreeMap<String, String>,
 }
 
 /// One call to the API server.
@@ -203,7 +249,8 @@ pub fn plan(comune: &ValidComune, observed: &Observed, now: Timestamp) -> Plan {
         .filter(|(environment, _)| !blocked.contains(&environment.namespace))
         .map(|(environment, orphaned_at)| {
             let hard = hard.get(&environment.namespace).cloned().unwrap_or_default();
-            Plot { environment, hard, orphaned_at }
+            let uids = uids(comune, observed.namespaces.get(&environment.namespace));
+            Plot { environment, hard, orphaned_at, uids }
         })
         .collect();
     let waiting = services_that_wait(comune, observed, &mut plan.waits);
@@ -277,6 +324,7 @@ fn ways_to_databases_kept(comune: &ValidComune, observed: &Observed) -> BTreeSet
         .spec
         .databases
         .iter()
+        .filter(|database| matches!(database.placement, conme_api::Placement::Shared(_)))
         .filter(|database| !comune.databases.iter().any(|valid| valid.spec.name == database.name))
         .map(|database| crate::names::namespace(&comune.name, &database.environment))
         .map(|namespace| ChildRef::new(Kind::NetworkPolicy, namespace, build::DATABASES_POLICY))
@@ -348,18 +396,22 @@ fn clashes(comune: &ValidComune, observed: &Observed) -> Vec<Clash> {
         let Some(seen) = observed.namespaces.get(namespace) else { continue };
         let label = |key: &str| seen.labels.get(key).map(String::as_str);
         let namespace = namespace.clone();
-        let istat = comune.spec.entity.istat.as_deref();
         let adopted = seen.annotations.get(keys::ADOPT).map(String::as_str) == Some(comune.name.as_str());
         let message = match (label(keys::MANAGED_BY), label(keys::COMUNE)) {
             _ if adopted || observed.own_namespaces.contains(&seen.uid) => continue,
-            (Some(keys::MANAGER), Some(owner)) if owner == comune.name => match label(keys::ISTAT) {
+            (Some(keys::MANAGER), Some(owner)) if owner == comune.name => {
                 // The same name with another code is another administration: its data is not handed over.
-                Some(code) if Some(code) != istat => format!(
-                    "the namespace {namespace} holds the data of the administration with ISTAT code {code}; \
-                     correct spec.entity.istat, or choose another name for this Comune"
-                ),
-                _ => continue,
-            },
+                match identity_clash(&comune.spec.entity, &comune.uid, &comune.name, seen) {
+                    Some(other) => format!(
+                        "the namespace {namespace} holds the data of {other}; correct spec.entity, or choose another \
+                         name for this Comune. If it is the same administration: kubectl annotate namespace \
+                         {namespace} {}={}",
+                        keys::ADOPT,
+                        comune.name
+                    ),
+                    None => continue,
+                }
+            }
             (Some(keys::MANAGER), Some(owner)) => {
                 format!(
                     "the namespace {namespace} belongs to the Comune `{owner}`; choose another name for the environment"
@@ -375,6 +427,49 @@ fn clashes(comune: &ValidComune, observed: &Observed) -> Vec<Clash> {
         clashes.push(Clash { namespace, message });
     }
     clashes
+}
+
+/// Whom a namespace belongs to that carries the name of a Comune and is not provably this administration's; None: it is.
+///
+/// The ISTAT code decides. Without one it is the unique id of the resource, and for a resource that was applied again
+/// the kind of body together with its IPA code, or its official name where one of the two has no code.
+pub(crate) fn identity_clash(entity: &Entity, uid: &str, name: &str, seen: &NamespaceSeen) -> Option<String> {
+    let label = |key: &str| seen.labels.get(key).map(String::as_str);
+    let annotation = |key: &str| seen.annotations.get(key).map(String::as_str);
+    match (label(keys::ISTAT), entity.istat.as_deref()) {
+        (Some(theirs), ours) if Some(theirs) != ours => {
+            return Some(format!("the administration with ISTAT code {theirs}"));
+        }
+        (Some(_), _) => return None,
+        (None, _) => {}
+    }
+    let (Some(uids), Some(kind)) = (annotation(keys::COMUNE_UID), annotation(keys::ENTITY_KIND)) else {
+        // Made before these were written down: the name has to do.
+        return None;
+    };
+    if !uid.is_empty() && uids.split(',').any(|known| known == uid) {
+        return None;
+    }
+    let ipa = entity.ipa.as_ref().map(|code| code.to_lowercase());
+    let display_name = annotation(keys::DISPLAY_NAME).unwrap_or_default();
+    let same = entity.istat.is_none()
+        && kind == entity.kind.to_string()
+        && match (label(keys::IPA), ipa.as_deref()) {
+            (Some(theirs), Some(ours)) => theirs == ours,
+            _ => display_name == entity.display_name,
+        };
+    (!same).then(|| format!("another administration of the name `{name}`, \"{display_name}\" ({kind})"))
+}
+
+/// The unique ids by which a namespace and its databases are known as this Comune's. An administration without ISTAT code
+/// keeps those that its resource had before it was applied again.
+fn uids(comune: &ValidComune, seen: Option<&NamespaceSeen>) -> String {
+    const MOST: usize = 8;
+    let owned = |seen: &&NamespaceSeen| seen.labels.get(keys::COMUNE) == Some(&comune.name);
+    let before = seen.filter(owned).and_then(|seen| seen.annotations.get(keys::COMUNE_UID));
+    let before = before.filter(|_| comune.spec.entity.istat.is_none()).map_or("", String::as_str);
+    let former = before.split(',').filter(|uid| !uid.is_empty() && *uid != comune.uid);
+    std::iter::once(comune.uid.as_str()).chain(former).take(MOST).collect::<Vec<_>>().join(",")
 }
 
 /// Namespaces of this Comune that the manifest no longer asks for: they keep their data, their isolation and their
@@ -469,6 +564,16 @@ fn quota_steps(
         .collect()
 }
 
+/// Whether a database that has been looked at has never had another credential.
+fn is_first_credential(seen: Option<&DatabaseSeen>) -> bool {
+    match seen {
+        Some(DatabaseSeen::Ready { details, .. }) => {
+            details.credential.as_ref().is_none_or(|credential| credential.generation <= 1)
+        }
+        Some(DatabaseSeen::Failed { .. }) | None => false,
+    }
+}
+
 /// Services whose database has never been provisioned: their pods could only fail.
 fn services_that_wait<'a>(
     comune: &'a ValidComune,
@@ -480,6 +585,11 @@ fn services_that_wait<'a>(
         let Some(database) = &service.spec.database else { continue };
         let deployed = observed.pods.contains_key(&(service.namespace.clone(), service.spec.name.clone()));
         let ready = matches!(observed.databases.get(database), Some(DatabaseSeen::Ready { .. }));
+        if deployed && service.credential.is_none() && !is_first_credential(observed.databases.get(database))
+        {
+            // A status was lost: the pods would restart, and again when the credential is on record.
+            waiting.push(service.spec.name.as_str());
+        }
         if !ready && !deployed {
             waits.push(Wait {
                 condition: conme_api::reasons::SERVICES_DEPLOYED,

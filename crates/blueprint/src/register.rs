@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use conme_api::{Comune, DataCenter};
+use conme_api::{Comune, DataCenter, keys};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -13,6 +13,7 @@ use crate::{
     amount::Amount,
     capacity::{Decision, Request, decide, reserve_respecting_capacity},
     names,
+    plan::NamespaceSeen,
     validate::{totals_in_force, totals_of},
 };
 
@@ -42,6 +43,13 @@ pub enum Claim {
     Namespace(String),
 }
 
+/// What a namespace remembers of the first admission of its Comune.
+struct Remembered {
+    comune: String,
+    istat: Option<String>,
+    at: Timestamp,
+}
+
 struct Entry {
     seniority: Seniority,
     claims: BTreeSet<Claim>,
@@ -54,6 +62,8 @@ pub struct Register {
     entries: BTreeMap<String, Entry>,
     holders: HashMap<Claim, BTreeSet<String>>,
     decisions: BTreeMap<String, Decision>,
+    /// By namespace.
+    remembered: BTreeMap<String, Remembered>,
     data_center: Option<DataCenter>,
     stale: bool,
 }
@@ -67,7 +77,8 @@ impl Register {
                 .status
                 .as_ref()
                 .and_then(|status| status.seniority.as_ref())
-                .and_then(|text| text.parse().ok()),
+                .and_then(|text| text.parse().ok())
+                .or_else(|| self.remembered(comune)),
             created: comune.metadata.creation_timestamp.as_ref().map(|time| time.0),
             name: name.clone(),
         };
@@ -93,6 +104,34 @@ impl Register {
         self.stale = true;
         touched.remove(&name);
         touched
+    }
+
+    /// Takes note of a namespace as it is now, None when it is gone. Returns the Comuni whose place among the others has
+    /// changed by what it remembers.
+    pub fn note_namespace(&mut self, name: &str, seen: Option<&NamespaceSeen>) -> BTreeSet<String> {
+        let before = match seen.and_then(remembered_by) {
+            Some(remembered) => self.remembered.insert(name.to_owned(), remembered),
+            None => self.remembered.remove(name),
+        };
+        let after = self.remembered.get(name);
+        let comuni: BTreeSet<String> =
+            before.iter().chain(after).map(|remembered| remembered.comune.clone()).collect();
+        let mut touched = BTreeSet::new();
+        for comune in comuni {
+            if let Some(comune) = self.entries.get(&comune).map(|entry| entry.comune.clone()) {
+                touched.extend(self.put(&comune));
+            }
+        }
+        touched
+    }
+
+    /// The first admission of a Comune, as its own namespaces remember it: one that is applied again, or was restored
+    /// without its status, keeps its place.
+    pub fn remembered(&self, comune: &Comune) -> Option<Timestamp> {
+        let name = comune.name_any();
+        let istat = &comune.spec.entity.istat;
+        let own = self.remembered.values().filter(|known| known.comune == name && known.istat == *istat);
+        own.map(|known| known.at).min()
     }
 
     /// Forgets a Comune. Returns the names of the Comuni whose claims this touches.
@@ -226,6 +265,17 @@ impl Register {
     }
 }
 
+fn remembered_by(seen: &NamespaceSeen) -> Option<Remembered> {
+    if seen.terminating || seen.labels.get(keys::MANAGED_BY).map(String::as_str) != Some(keys::MANAGER) {
+        return None;
+    }
+    Some(Remembered {
+        comune: seen.labels.get(keys::COMUNE)?.clone(),
+        istat: seen.labels.get(keys::ISTAT).cloned(),
+        at: seen.annotations.get(keys::ADMITTED_AT)?.parse().ok()?,
+    })
+}
+
 fn claims(comune: &Comune, data_center: Option<&DataCenter>) -> BTreeSet<Claim> {
     let name = comune.name_any();
     let mut claims: BTreeSet<Claim> = comune
@@ -275,6 +325,44 @@ mod tests {
         assert_eq!(register.senior_holder("beta", &claim), Some("alfa"));
         register.remove("alfa");
         assert_eq!(register.senior_holder("beta", &claim), None);
+    }
+
+    #[test]
+    fn one_that_is_applied_again_keeps_the_place_that_its_namespaces_remember() {
+        let mut register = Register::default();
+        register.set_data_center(Some(data_center()));
+        let seen = |comune: &str, istat: &str, at: &str| NamespaceSeen {
+            labels: BTreeMap::from(
+                [(keys::MANAGED_BY, keys::MANAGER), (keys::COMUNE, comune), (keys::ISTAT, istat)]
+                    .map(|(key, value)| (key.to_owned(), value.to_owned())),
+            ),
+            annotations: BTreeMap::from([(keys::ADMITTED_AT.to_owned(), at.to_owned())]),
+            ..NamespaceSeen::default()
+        };
+        let claim = Claim::Istat("027012".into());
+        let young =
+            |c: &mut Comune| c.status.get_or_insert_default().seniority = Some("2026-02-01T00:00:00Z".into());
+        register.put(&created("young", 1, young));
+        register.put(&created("old", 9, |_| {}));
+        assert_eq!(register.senior_holder("old", &claim), Some("young"));
+        // In whatever order things are seen.
+        register.note_namespace("old-collaudo", Some(&seen("old", "027012", "2026-01-05T00:00:00Z")));
+        register.note_namespace("old-produzione", Some(&seen("old", "027012", "2026-01-01T00:00:00Z")));
+        assert_eq!(register.senior_holder("old", &claim), None);
+        assert_eq!(register.senior_holder("young", &claim), Some("old"));
+        let remembered = register.remembered(&created("old", 9, |_| {}));
+        assert_eq!(remembered.unwrap().to_string(), "2026-01-01T00:00:00Z");
+        // What its own status tells counts more; another administration's namespaces count for nothing.
+        let told =
+            |c: &mut Comune| c.status.get_or_insert_default().seniority = Some("2026-03-01T00:00:00Z".into());
+        register.put(&created("old", 9, told));
+        assert_eq!(register.senior_holder("old", &claim), Some("young"));
+        register.put(&created("old", 9, |_| {}));
+        for namespace in ["old-collaudo", "old-produzione"] {
+            register.note_namespace(namespace, Some(&seen("old", "027099", "2026-01-01T00:00:00Z")));
+        }
+        assert_eq!(register.senior_holder("old", &claim), Some("young"));
+        register.note_namespace("old-produzione", None);
     }
 
     #[test]

@@ -10,10 +10,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use crate::{
-    amount::{Amount, notation},
+    amount::{Amount, Notation, notation},
     child::ChildRef,
+    credential,
     kind::Kind,
-    plan::{DatabaseSeen, Observed, Plan, condition_of},
+    plan::{DatabaseDetails, DatabaseSeen, Observed, Plan, Stopped, condition_of},
     validate::{Problem, Scope, ValidComune, Verdict},
 };
 
@@ -58,7 +59,8 @@ pub fn report(
 
     let mut status =
         ComuneStatus { observed_generation: comune.metadata.generation, ..ComuneStatus::default() };
-    status.seniority = previous.seniority.clone().or_else(|| valid.map(|_| rfc3339(now)));
+    let admitted_at = valid.and_then(|valid| valid.admitted_at.clone());
+    status.seniority = previous.seniority.clone().or(admitted_at).or_else(|| valid.map(|_| rfc3339(now)));
     status.tier = valid.map(|valid| valid.tier.clone()).or_else(|| previous.tier.clone());
     status.namespaces = match valid {
         Some(valid) => namespaces(valid, plan, observed),
@@ -100,6 +102,9 @@ pub fn without_volatile(status: &ComuneStatus) -> ComuneStatus {
     for service in &mut steady.services {
         service.ready = 0;
         service.desired = 0;
+    }
+    for database in steady.databases.iter_mut().filter(|database| database.ready) {
+        database.size = None;
     }
     for condition in &mut steady.conditions {
         if condition.type_ == reasons::AVAILABLE {
@@ -152,11 +157,14 @@ fn ready(
     }
     let over = status.quota.as_ref().map(|quota| quota.over_limit.join(", ")).unwrap_or_default();
     let generation = comune.metadata.generation.unwrap_or(0);
+    let cordoned =
+        if comune.spec.cordoned { "; cordoned: the administration's people cannot write" } else { "" };
     if over.is_empty() {
-        (true, reasons::AS_DECLARED, format!("everything is as declared at generation {generation}"))
+        let message = format!("everything is as declared at generation {generation}{cordoned}");
+        (true, reasons::AS_DECLARED, message)
     } else {
         let message = format!(
-            "everything is as declared at generation {generation}; more is in use than the quota allows ({over}): what \
+            "everything is as declared at generation {generation}{cordoned}; more is in use than the quota allows ({over}): what \
              runs goes on, nothing new is admitted"
         );
         (true, reasons::OVER_LIMIT, message)
@@ -176,8 +184,21 @@ fn admitted(facts: &Verdicts<'_>) -> Finding {
                 "the old quota stays in force: the data centre would lose its reserve by the new one, {missing} missing; it is granted by itself when there is room"
             ),
         ),
-        None => (true, reasons::AS_DECLARED, "the data centre has room for it".into()),
+        None => (true, reasons::AS_DECLARED, format!("the data centre has room for it{}", namesakes(facts))),
     }
+}
+
+/// A Comune that was renamed: what it had under its old name is not handed over by itself.
+fn namesakes(facts: &Verdicts<'_>) -> String {
+    let left = &facts.observed.left_by_namesakes;
+    let Some(former) = left.values().next() else { return String::new() };
+    let namespaces: Vec<&str> = left.keys().map(String::as_str).collect();
+    format!(
+        "; the same ISTAT code is on namespaces that the removed Comune `{former}` has left: {}. Their data is kept and is \
+         not moved here: apply the Comune under the name `{former}` again to go on with them, or delete them when they are \
+         not needed any more",
+        namespaces.join(", ")
+    )
 }
 
 fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Finding {
@@ -270,14 +291,77 @@ fn databases_ready(comune: &Comune, status: &ComuneStatus) -> Finding {
         status.databases.iter().filter(|database| !database.ready).collect();
     // The worst news is not hidden behind the others.
     failed.sort_by_key(|database| database.reason != reasons::DATA_MISSING);
+    let in_words = |database: &DatabaseStatus| format!("{}: {}", database.name, database.message);
     match failed.first() {
-        None => (true, reasons::AS_DECLARED, format!("{} databases are as declared", status.databases.len())),
+        None => {
+            let nearly_full =
+                status.databases.iter().filter(|database| database.reason == reasons::DATABASE_NEARLY_FULL);
+            let mut messages = vec![format!("{} databases are as declared", status.databases.len())];
+            messages.extend(nearly_full.map(in_words));
+            messages.extend(credential::not_understood(comune));
+            (true, reasons::AS_DECLARED, messages.join("; "))
+        }
         Some(first) => {
-            let messages: Vec<String> =
-                failed.iter().map(|database| format!("{}: {}", database.name, database.message)).collect();
+            let mut messages: Vec<String> = failed.iter().map(|database| in_words(database)).collect();
+            messages.extend(credential::not_understood(comune));
             (false, known_reason(&first.reason), messages.join("; "))
         }
     }
+}
+
+/// From this share of its size on, a database is told to be nearly full.
+const NEARLY_FULL_PERCENT: u128 = 90;
+
+/// Whether a database that is otherwise as declared has room, why not, and what to do.
+fn room(at: &str, details: &DatabaseDetails) -> (bool, &'static str, String) {
+    let text = |bytes: u64| Amount::units(bytes).short(Notation::Binary);
+    let used = details.max_bytes.map(|max| format!("{} of {}", text(details.size_bytes), text(max)));
+    let used = used.unwrap_or_else(|| text(details.size_bytes));
+    let nearly_full = details
+        .max_bytes
+        .is_some_and(|max| u128::from(details.size_bytes) * 100 >= u128::from(max) * NEARLY_FULL_PERCENT);
+    match details.stopped {
+        Stopped::No if nearly_full => (
+            true,
+            reasons::DATABASE_NEARLY_FULL,
+            format!("{at} holds {used}, then growth is stopped: clear up, or raise maxSize"),
+        ),
+        Stopped::No => (true, reasons::AS_DECLARED, at.to_owned()),
+        Stopped::ReadOnly => (
+            false,
+            reasons::DATABASE_FULL,
+            format!(
+                "{at} holds {used}, so growth is stopped: sessions are read-only, and nothing new can be made. Raise maxSize, \
+                 or clear up: SET default_transaction_read_only = off in a session, then DELETE, TRUNCATE or DROP, and \
+                 VACUUM FULL; below 95 % it goes on by itself"
+            ),
+        ),
+        Stopped::Closed => (
+            false,
+            reasons::DATABASE_FULL,
+            format!(
+                "{at} holds {used} and went on growing after it had been stopped, so its application cannot log in any \
+                 more: raise maxSize, or have the data centre clear up"
+            ),
+        ),
+    }
+}
+
+/// Size and limit. What was told before stays as long as it is about right: a size moves by itself.
+fn size(details: &DatabaseDetails, before: Option<&str>) -> String {
+    let text = |bytes: u64| Amount::units(bytes).short(Notation::Binary);
+    let limit = details.max_bytes.map(|max| format!("/{}", text(max))).unwrap_or_default();
+    let (bytes, told) =
+        (Amount::units(details.size_bytes), before.and_then(|told| told.strip_suffix(&*limit)));
+    let still_right = |told: &&str| {
+        let one = told.trim_start_matches(|c: char| c.is_ascii_digit());
+        let (Ok(least), Ok(unit)) = (Amount::parse(told), Amount::parse(&format!("1{one}"))) else {
+            return false;
+        };
+        bytes >= least.percent(95, 1) && bytes <= (least + unit).percent(105, 1)
+    };
+    let size = told.filter(still_right).map_or_else(|| text(details.size_bytes), str::to_owned);
+    format!("{size}{limit}")
 }
 
 /// Reasons of databases are stored as text in status; conditions need the constant.
@@ -287,6 +371,8 @@ fn known_reason(reason: &str) -> &'static str {
         reasons::INVALID,
         reasons::CONFLICT,
         reasons::DATA_MISSING,
+        reasons::MOVED,
+        reasons::DATABASE_FULL,
         reasons::SERVER_UNREACHABLE,
         reasons::WAITING,
         reasons::PAUSED,
@@ -334,7 +420,7 @@ fn servers_migrated(status: &ComuneStatus) -> Finding {
     }
 }
 
-fn condition(
+pub(crate) fn condition(
     type_: &str,
     (is_true, reason, message): &Finding,
     comune: &Comune,
@@ -402,9 +488,7 @@ fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> 
         .iter()
         .map(|database| {
             let before = previous.databases.iter().find(|before| before.name == database.name);
-            let conme_api::Placement::Shared(server) = &database.placement else {
-                return failed_database(&database.name, before, facts, String::new(), String::new());
-            };
+            let server = place(&name, database);
             let secret = format!(
                 "{}/{}",
                 crate::names::namespace(&name, &database.environment),
@@ -416,29 +500,60 @@ fn databases(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>) -> 
             // that data are missing holds until they have been seen.
             let same = previous.observed_generation == comune.metadata.generation;
             let told = before.filter(|before| {
-                before.reason == reasons::DATA_MISSING || (before.ready && same && problem.is_none())
+                before.reason == reasons::DATA_MISSING
+                    || (problem.is_none() && before.reason == reasons::DATABASE_FULL)
+                    || (before.ready && same && problem.is_none())
             });
-            if let (None, Some(told)) = (seen, told) {
+            let not_looked_at = match seen {
+                Some(DatabaseSeen::Ready { details, .. }) => details.as_told,
+                Some(DatabaseSeen::Failed { .. }) => false,
+                None => true,
+            };
+            if let (true, Some(told)) = (not_looked_at, told) {
                 return told.clone();
             }
             match seen.filter(|_| problem.is_none()) {
-                Some(DatabaseSeen::Ready { system_identifier, provisioned_at, database: on_server }) => {
+                Some(DatabaseSeen::Ready {
+                    system_identifier,
+                    provisioned_at,
+                    database: on_server,
+                    details,
+                }) => {
+                    let (ready, reason, mut message) = room(&format!("{on_server} on {server}"), details);
+                    if let Some(retirement) = &details.retirement {
+                        message += &format!("; {retirement}");
+                    }
                     DatabaseStatus {
                         name: database.name.clone(),
-                        ready: true,
-                        reason: reasons::AS_DECLARED.into(),
-                        message: format!("{on_server} on {server}"),
-                        server: server.clone(),
+                        ready,
+                        reason: reason.into(),
+                        message,
+                        server,
                         database: on_server.clone(),
                         secret,
                         system_identifier: Some(system_identifier.clone()),
                         provisioned_at: Some(rfc3339(*provisioned_at)),
+                        size: (details.size_bytes > 0)
+                            .then(|| size(details, before.and_then(|before| before.size.as_deref()))),
+                        credential: details.credential.clone(),
+                        undeclared_extensions: details.undeclared_extensions.clone(),
                     }
                 }
-                _ => failed_database(&database.name, before, facts, server.clone(), secret),
+                _ => failed_database(&database.name, before, facts, server, secret),
             }
         })
         .collect()
+}
+
+/// Where a database lives, in words: a server of the data centre, or a CloudNativePG Cluster by namespace and name.
+fn place(comune: &str, database: &conme_api::Database) -> String {
+    match &database.placement {
+        conme_api::Placement::Shared(server) => server.clone(),
+        conme_api::Placement::Dedicated(_) => {
+            let namespace = crate::names::namespace(comune, &database.environment);
+            format!("{namespace}/{}", crate::names::binding_secret(&database.name))
+        }
+    }
 }
 
 /// A database that is not as declared. What was provisioned before stays on record: by it is known what is missing.
@@ -458,16 +573,21 @@ fn failed_database(
         _ if facts.paused => (reasons::PAUSED, "spec.paused is set".into()),
         _ => (reasons::IN_PROGRESS, "it is being provisioned".into()),
     };
+    let provisioned = before.filter(|before| before.provisioned_at.is_some());
     DatabaseStatus {
         name: name.into(),
         ready: false,
         reason: reason.into(),
         message,
-        server,
+        // Where the data is, and not where an edit says that it should be.
+        server: provisioned.map_or(server, |before| before.server.clone()),
         database: before.map(|before| before.database.clone()).unwrap_or_default(),
         secret,
         system_identifier: before.and_then(|before| before.system_identifier.clone()),
         provisioned_at: before.and_then(|before| before.provisioned_at.clone()),
+        size: before.and_then(|before| before.size.clone()),
+        credential: before.and_then(|before| before.credential.clone()),
+        undeclared_extensions: before.map(|before| before.undeclared_extensions.clone()).unwrap_or_default(),
     }
 }
 
@@ -552,6 +672,7 @@ fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: 
         None => known_before(Kind::Namespace),
     };
 
+    let name = comune.metadata.name.clone().unwrap_or_default();
     let declared: BTreeSet<&str> =
         comune.spec.databases.iter().map(|database| database.name.as_str()).collect();
     let gone_now = previous
@@ -564,17 +685,38 @@ fn orphans(comune: &Comune, previous: &ComuneStatus, facts: &Verdicts<'_>, now: 
         .databases
         .iter()
         .filter_map(|database| match facts.observed.databases.get(&database.name) {
-            Some(DatabaseSeen::Ready { database: on_server, .. }) => match &database.placement {
-                conme_api::Placement::Shared(server) => Some(format!("{server}/{on_server}")),
-                conme_api::Placement::Dedicated(_) => None,
-            },
+            Some(DatabaseSeen::Ready { database: on_server, .. }) => {
+                Some(format!("{}/{on_server}", place(&name, database)))
+            }
             _ => None,
         })
         .collect();
-    let gone_before =
-        previous.orphans.iter().filter(|orphan| orphan.kind == "Database").map(|orphan| orphan.name.clone());
+    // One that was dropped by hand since is no orphan any more.
+    let is_still_there = |orphan: &&Orphan| {
+        let Some((server, on_server)) = orphan.name.split_once('/') else { return true };
+        facts.observed.surveys.get(server).is_none_or(|survey| {
+            survey.databases.contains_key(on_server)
+                || orphan.since.parse::<Timestamp>().is_ok_and(|since| survey.at <= since)
+        })
+    };
+    let gone_before = previous
+        .orphans
+        .iter()
+        .filter(|orphan| orphan.kind == "Database")
+        .filter(is_still_there)
+        .map(|orphan| orphan.name.clone());
+    // What no status remembers, as that of a Comune that was applied again, the server does.
+    let found = facts.observed.surveys.iter().flat_map(|(server, survey)| {
+        let is_declared = |name: &String| {
+            comune.spec.databases.iter().any(|declared| {
+                declared.name == *name && declared.placement == conme_api::Placement::Shared(server.clone())
+            })
+        };
+        let undeclared = survey.databases.iter().filter(move |(_, name)| !is_declared(name));
+        undeclared.map(move |(on_server, _)| format!("{server}/{on_server}"))
+    });
     let databases: BTreeSet<String> =
-        gone_now.chain(gone_before).filter(|name| !in_use.contains(name)).collect();
+        gone_now.chain(gone_before).chain(found).filter(|name| !in_use.contains(name)).collect();
     for name in databases {
         let since = since_when("Database", &name);
         orphans.push(Orphan { kind: "Database".into(), name, since });
@@ -638,6 +780,7 @@ fn summary(comune: &Comune, status: &ComuneStatus, facts: &Verdicts<'_>) -> Summ
         migrated: format!("{done}/{all}"),
         cpu: of_quota("cpu").unwrap_or_default(),
         memory: of_quota("memory").unwrap_or_default(),
+        orphans: status.orphans.len() as u32,
     }
 }
 
@@ -645,6 +788,6 @@ fn seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
-fn rfc3339(time: Timestamp) -> String {
+pub(crate) fn rfc3339(time: Timestamp) -> String {
     seconds(time).to_string()
 }

@@ -36,6 +36,9 @@ impl Rule {
     }
 }
 
+/// The definition of Comuni: whether it is being deleted is asked before anything of a Comune is.
+const COMUNI: &str = "comuni.conme.venis.it";
+
 /// In the whole cluster: to read its own resources and all children but Secrets, and to write what guards a
 /// namespace. No Secrets, and no writing of workloads.
 pub fn cluster_rules() -> Vec<Rule> {
@@ -46,12 +49,19 @@ pub fn cluster_rules() -> Vec<Rule> {
             &["comuni/status", "datacenters/status", "servicetemplates/status"],
             &["patch"],
         ),
+        // Of a Comune only the finalizer is written; before anything is deleted, it is read once more.
+        Rule::new("conme.venis.it", &["comuni"], &["get", "patch"]),
+        Rule {
+            names: vec![COMUNI],
+            ..Rule::new("apiextensions.k8s.io", &["customresourcedefinitions"], &["get"])
+        },
         Rule::new("events.k8s.io", &["events"], &["create", "patch"]),
         Rule::new("storage.k8s.io", &["storageclasses"], &["list", "watch"]),
     ];
     for kind in Kind::ALL {
         let verbs: &[&str] = match kind {
-            Kind::Namespace => &["list", "watch", "get", "create", "patch"],
+            // Deletion: of those of a Comune with `deletionPolicy: Delete`, on a person's confirmation.
+            Kind::Namespace => &["list", "watch", "get", "create", "patch", "delete"],
             kind if kind.is_guard() => &["list", "watch", "get", "create", "patch", "delete"],
             _ => &["list", "watch"],
         };
@@ -79,6 +89,7 @@ pub fn tenant_rules() -> Vec<Rule> {
         })
         .collect();
     rules.push(Rule::new("", &["secrets"], &["get", "create", "patch"]));
+    rules.push(Rule::new("postgresql.cnpg.io", &["clusters", "databases"], &["get", "create", "patch"]));
     rules
 }
 
@@ -140,6 +151,7 @@ fn guards_to_read() -> Vec<Rule> {
         Rule::new("events.k8s.io", &["events"], &READ),
         Rule::new("networking.k8s.io", &["networkpolicies"], &READ),
         Rule::new("rbac.authorization.k8s.io", &["rolebindings"], &READ),
+        Rule::new("postgresql.cnpg.io", &["clusters", "databases"], &READ),
     ]
 }
 

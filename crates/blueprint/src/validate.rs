@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use conme_api::{
-    Comune, ComuneSpec, DataCenter, Database, DatabaseServer, Environment, Parameter, ParameterType,
-    Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate, TemplateVersion, Totals,
-    TrafficRule, VolumeKind, reasons,
+    Comune, ComuneSpec, DataCenter, Database, DatabaseServer, DatabaseStatus, Dedicated, Engine, Environment,
+    Parameter, ParameterType, Placement, PodSecurity, Quantity, Resources, Service, ServiceTemplate,
+    TemplateVersion, Totals, TrafficRule, VolumeKind, reasons,
 };
 use kube::ResourceExt;
 
@@ -64,6 +64,10 @@ pub struct Problem {
 pub struct ValidComune {
     /// Its name.
     pub name: String,
+    /// Unique id of its resource.
+    pub uid: String,
+    /// When it was first admitted (RFC 3339), as far as its status tells.
+    pub admitted_at: Option<String>,
     /// As it stands in the manifest.
     pub spec: ComuneSpec,
     /// Labels that tell who it is, for its namespaces.
@@ -78,6 +82,8 @@ pub struct ValidComune {
     pub environments: Vec<ValidEnvironment>,
     /// Databases that can be provisioned.
     pub databases: Vec<ValidDatabase>,
+    /// Databases on servers of their own that can be provisioned.
+    pub dedicated: Vec<ValidDedicated>,
     /// Services that can be deployed.
     pub services: Vec<ValidService>,
     /// Settings of the data centre that builders need.
@@ -116,6 +122,19 @@ pub struct ValidDatabase {
     pub secret: String,
 }
 
+/// A database on a server of its own.
+#[derive(Clone, Debug)]
+pub struct ValidDedicated {
+    /// As it stands in the manifest.
+    pub spec: Database,
+    /// What the server is like.
+    pub server: Dedicated,
+    /// Namespace of the server and of the binding Secret.
+    pub namespace: String,
+    /// Name of the binding Secret; CloudNativePG's objects bear the same.
+    pub secret: String,
+}
+
 /// A service with everything resolved.
 #[derive(Clone, Debug)]
 pub struct ValidService {
@@ -133,6 +152,8 @@ pub struct ValidService {
     pub resources: Resources,
     /// Name of the binding Secret of its database.
     pub binding: Option<String>,
+    /// Generation of the credential of its database, as on record in the status; none when there is no record.
+    pub credential: Option<u32>,
 }
 
 /// The outcome of validation: what can be built, and what cannot and why.
@@ -166,24 +187,44 @@ pub fn validate(comune: &Comune, site: &mut Site<'_>) -> Verdict {
     let databases: Vec<ValidDatabase> = spec
         .databases
         .iter()
-        .filter_map(|database| valid_database(&name, database, data_center, &mut problems))
+        .filter_map(|database| match &database.placement {
+            Placement::Shared(server) => valid_database(comune, database, server, data_center, &mut problems),
+            Placement::Dedicated(_) => None,
+        })
+        .collect();
+    let dedicated: Vec<ValidDedicated> = spec
+        .databases
+        .iter()
+        .filter_map(|database| match &database.placement {
+            Placement::Shared(_) => None,
+            Placement::Dedicated(server) => valid_dedicated(&name, database, server, site, &mut problems),
+        })
+        .collect();
+    let provisionable: BTreeSet<&str> = databases
+        .iter()
+        .map(|database| &database.spec)
+        .chain(dedicated.iter().map(|database| &database.spec))
+        .map(|database| database.name.as_str())
         .collect();
     let services = spec
         .services
         .iter()
         .filter_map(|service| {
-            let context = ServiceContext { comune, data_center, tier, databases: &databases };
+            let context = ServiceContext { comune, data_center, tier, provisionable: &provisionable };
             valid_service(service, &context, site, &mut problems)
         })
         .collect();
     let stopped = problems.0.iter().any(|problem| problem.scope == Scope::Comune);
     let valid = size.filter(|_| !stopped).map(|size| ValidComune {
         identity: identity(spec),
+        uid: comune.metadata.uid.clone().unwrap_or_default(),
+        admitted_at: comune.status.as_ref().and_then(|status| status.seniority.clone()),
         environments: environments(&name, spec, &size.totals),
         tier: size.tier,
         totals: size.totals,
         missing: size.missing,
         databases,
+        dedicated,
         services,
         ingress: data_center.spec.ingress.clone(),
         network: data_center.spec.network.clone(),
@@ -431,25 +472,23 @@ pub(crate) fn environments(comune: &str, spec: &ComuneSpec, totals: &Amounts) ->
         .collect()
 }
 
+/// What the status tells of a database that has been provisioned.
+fn on_record<'a>(comune: &'a Comune, database: &str) -> Option<&'a DatabaseStatus> {
+    let told = comune.status.as_ref()?.databases.iter().find(|told| told.name == database)?;
+    told.provisioned_at.as_ref().map(|_| told)
+}
+
 fn valid_database(
-    comune: &str,
+    comune: &Comune,
     database: &Database,
+    server_name: &str,
     data_center: &DataCenter,
     problems: &mut Problems,
 ) -> Option<ValidDatabase> {
     let scope = Scope::Database(database.name.clone());
     let path = |field: &str| format!("spec.databases[{}].{field}", database.name);
-    let Placement::Shared(server_name) = &database.placement else {
-        problems.add(
-            scope,
-            reasons::INVALID,
-            &path("placement.dedicated"),
-            "databases on a server of their own are not offered by this version; use placement: {shared: SERVER}".into(),
-        );
-        return None;
-    };
     let servers = &data_center.spec.database_servers;
-    let Some(server) = servers.iter().find(|server| server.name == *server_name) else {
+    let Some(server) = servers.iter().find(|server| server.name == server_name) else {
         let known: Vec<&str> = servers.iter().map(|server| server.name.as_str()).collect();
         problems.add(
             scope,
@@ -460,6 +499,22 @@ fn valid_database(
         return None;
     };
     let before = problems.0.len();
+    // A server that has gone from the list may only have got another name: its own identity tells, when it is asked.
+    let told = on_record(comune, &database.name).map(|told| told.server.as_str());
+    if let Some(old) =
+        told.filter(|old| *old != server_name && servers.iter().any(|server| server.name == *old))
+    {
+        problems.add(
+            scope.clone(),
+            reasons::MOVED,
+            &path("placement.shared"),
+            format!(
+                "its data is on the server `{old}` and does not move by an edit, that is a migration: write \
+                 `shared: {old}` again. To begin with an empty database on `{server_name}`, take it out of the manifest \
+                 first (the data on `{old}` is kept), then declare it anew"
+            ),
+        );
+    }
     if server.engine != database.engine {
         problems.add(
             scope.clone(),
@@ -487,6 +542,57 @@ fn valid_database(
     Some(ValidDatabase {
         spec: database.clone(),
         server: server.clone(),
+        namespace: names::namespace(&comune.name_any(), &database.environment),
+        secret: names::binding_secret(&database.name),
+    })
+}
+
+fn valid_dedicated(
+    comune: &str,
+    database: &Database,
+    server: &Dedicated,
+    site: &Site<'_>,
+    problems: &mut Problems,
+) -> Option<ValidDedicated> {
+    let data_center = site.data_center?;
+    let before = problems.0.len();
+    let mut refuse = |field: &str, message: String| {
+        let path = format!("spec.databases[{}].{field}", database.name);
+        problems.add(Scope::Database(database.name.clone()), reasons::INVALID, &path, message);
+    };
+    if database.engine != Engine::Postgresql {
+        refuse(
+            "engine",
+            format!(
+                "a server of its own is PostgreSQL (CloudNativePG); {} lives on a shared server: \
+                 placement: {{shared: SERVER}}",
+                database.engine
+            ),
+        );
+    }
+    if data_center.spec.network.api_server.is_none() {
+        refuse(
+            "placement.dedicated",
+            "the pods of a database server speak with the API server, and its address is not known: set \
+             spec.network.apiServer in the DataCenter"
+                .into(),
+        );
+    }
+    if let (Some(class), Some(known)) = (data_center.spec.storage_classes.first(), site.storage_classes)
+        && !known.contains(class)
+    {
+        let known: Vec<&str> = known.iter().map(String::as_str).collect();
+        refuse(
+            "placement.dedicated",
+            format!(
+                "the storage class `{class}` of the DataCenter does not exist in the cluster; there are: {}",
+                known.join(", ")
+            ),
+        );
+    }
+    (problems.0.len() == before).then(|| ValidDedicated {
+        spec: database.clone(),
+        server: server.clone(),
         namespace: names::namespace(comune, &database.environment),
         secret: names::binding_secret(&database.name),
     })
@@ -496,7 +602,7 @@ struct ServiceContext<'a> {
     comune: &'a Comune,
     data_center: &'a DataCenter,
     tier: &'a str,
-    databases: &'a [ValidDatabase],
+    provisionable: &'a BTreeSet<&'a str>,
 }
 
 fn valid_service(
@@ -616,7 +722,7 @@ fn valid_service(
                 database.engine
             ),
         ),
-        Some(database) if !context.databases.iter().any(|valid| valid.spec.name == database.name) => refuse(
+        Some(database) if !context.provisionable.contains(database.name.as_str()) => refuse(
             "database",
             reasons::INVALID,
             format!(
@@ -668,6 +774,10 @@ fn valid_service(
         values,
         resources,
         binding: bound.map(|database| names::binding_secret(&database.name)),
+        credential: bound.and_then(|database| {
+            let told = on_record(context.comune, &database.name)?;
+            Some(told.credential.as_ref().map_or(1, |credential| credential.generation))
+        }),
         spec: service.clone(),
     })
 }

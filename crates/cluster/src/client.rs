@@ -8,6 +8,8 @@ use std::{
 
 use kube::{Client, Config};
 
+use crate::lease::Leadership;
+
 /// The longest that one call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -21,23 +23,37 @@ pub trait Metrics: Send + Sync {
 #[derive(Clone)]
 pub struct Calls {
     metrics: Arc<dyn Metrics>,
+    leadership: Option<Arc<Leadership>>,
 }
 
 impl Calls {
     /// Counts with `metrics`.
     pub fn new(metrics: Arc<dyn Metrics>) -> Self {
-        Self { metrics }
+        Self { metrics, leadership: None }
+    }
+
+    /// The same, but calls that could change something are made only while this process is certain to lead.
+    #[must_use]
+    pub fn while_leading(&self, leadership: Arc<Leadership>) -> Self {
+        Self { metrics: self.metrics.clone(), leadership: Some(leadership) }
     }
 
     /// Makes one call.
     ///
     /// # Errors
-    /// What the call itself answers, or a status 504 when it took longer than [`CALL_TIMEOUT`].
+    /// What the call itself answers; a status 504 when it took longer than [`CALL_TIMEOUT`]; a status 412 when it was not
+    /// made because another process may lead by now.
     pub async fn make<T>(
         &self,
         method: &'static str,
         call: impl Future<Output = kube::Result<T>>,
     ) -> kube::Result<T> {
+        if method != "GET" && self.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
+            let message = "not written: this process is not certain to lead any more";
+            return Err(kube::Error::Api(Box::new(
+                kube::core::Status::failure(message, "NotLeading").with_code(412),
+            )));
+        }
         let begin = Instant::now();
         let result = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| {
             let message = format!("the API server gave no answer within {} s", CALL_TIMEOUT.as_secs());

@@ -110,6 +110,19 @@ impl Executor {
         self.apply(at, body, exists).await
     }
 
+    /// Writes one object outside a plan over the very version of it that was read: whoever was overtaken by somebody
+    /// else changes nothing.
+    ///
+    /// # Errors
+    /// What the API server answers; code 409 when the object is another by now.
+    pub async fn replace(&self, at: &ChildRef, body: &Value, read: &Value) -> kube::Result<()> {
+        let mut guarded = body.clone();
+        guarded["metadata"]["uid"] = read["metadata"]["uid"].clone();
+        guarded["metadata"]["resourceVersion"] = read["metadata"]["resourceVersion"].clone();
+        self.patient(at, || self.apply_once(at, &guarded)).await?;
+        self.apply(at, body, true).await
+    }
+
     /// Reads one object that no watch shows; None when it does not exist.
     ///
     /// # Errors

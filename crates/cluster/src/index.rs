@@ -323,6 +323,20 @@ impl Index {
         observed
     }
 
+    /// Namespaces that the operator made, with the names of the Comuni that they belong to.
+    pub fn namespaces_made(&self) -> impl Iterator<Item = (&str, &str, &NamespaceSeen)> {
+        self.namespaces.iter().filter_map(|(name, (_, seen))| {
+            let managed = seen.labels.get(keys::MANAGED_BY).is_some_and(|by| by == keys::MANAGER);
+            let comune = seen.labels.get(keys::COMUNE).filter(|_| managed)?;
+            Some((name.as_str(), comune.as_str(), seen))
+        })
+    }
+
+    /// A namespace, whoever it belongs to.
+    pub fn namespace(&self, name: &str) -> Option<&NamespaceSeen> {
+        self.namespaces.get(name).map(|(_, seen)| seen)
+    }
+
     /// Names of all Comuni that have children, whether they still exist or not.
     pub fn comuni(&self) -> impl Iterator<Item = &str> {
         self.children.keys().map(String::as_str)

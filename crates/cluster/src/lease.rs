@@ -4,7 +4,10 @@
 //! from times that others wrote. The holder's identity is stable, so that a restarted operator takes its own lease
 //! up again at once.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -22,6 +25,26 @@ pub const DURATION: Duration = Duration::from_secs(15);
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between two looks at the lease.
 pub const RETRY: Duration = Duration::from_secs(2);
+
+/// Until when this process is certain to lead, by its own clock.
+///
+/// A lease alone does not stop a process that was paused in the middle of its work and goes on when another has taken
+/// over: whatever writes asks here right before. A renewal counts from the moment at which it was asked for, and holds
+/// for [`RENEW_DEADLINE`], which is shorter than [`DURATION`].
+#[derive(Debug, Default)]
+pub struct Leadership(Mutex<Option<Instant>>);
+
+impl Leadership {
+    /// The lease was renewed by a call that was begun at `asked`.
+    pub fn renewed(&self, asked: Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(asked + RENEW_DEADLINE);
+    }
+
+    /// Whether nobody else can have taken the lease yet.
+    pub fn holds(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+}
 
 /// What to do about a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +73,8 @@ pub fn evaluate(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> 
     }
 }
 
-/// Holds on to a lease for ever; tells through `leading` whether this process is the leader.
+/// Holds on to a lease for ever; tells through `leading` whether this process is the leader, and `leadership` until when
+/// that is certain.
 ///
 /// Returns when leadership was lost: the caller must stop writing, best by ending the process.
 pub async fn hold(
@@ -60,14 +84,17 @@ pub async fn hold(
     name: &str,
     me: &str,
     leading: &watch::Sender<bool>,
+    leadership: &Leadership,
 ) {
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let mut last_change: Option<(String, Instant)> = None;
     let mut last_renewal: Option<Instant> = None;
     loop {
+        let asked = Instant::now();
         match step(&api, &calls, name, me, &mut last_change).await {
             Ok(true) => {
                 last_renewal = Some(Instant::now());
+                leadership.renewed(asked);
                 leading.send_replace(true);
             }
             Ok(false) if last_renewal.is_some() => {
@@ -170,6 +197,18 @@ mod tests {
         assert_eq!(evaluate(Some(&spec("b")), "a", seconds(15)), Decision::Yield);
         assert_eq!(evaluate(Some(&spec("b")), "a", seconds(16)), Decision::Acquire);
         assert_eq!(evaluate(Some(&spec("")), "a", seconds(0)), Decision::Acquire);
+    }
+
+    #[test]
+    fn rule_10_a_leader_is_certain_of_itself_for_less_than_its_lease_lasts() {
+        let leadership = Leadership::default();
+        assert!(!leadership.holds(), "nobody leads from the start");
+        leadership.renewed(Instant::now());
+        assert!(leadership.holds());
+        // As after a pause: the renewal was asked for long ago.
+        leadership.renewed(Instant::now().checked_sub(RENEW_DEADLINE).unwrap());
+        assert!(!leadership.holds());
+        assert!(RENEW_DEADLINE < DURATION);
     }
 
     #[test]

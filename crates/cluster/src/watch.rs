@@ -7,21 +7,17 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conme_api::keys;
 use conme_blueprint::Kind;
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use kube::{
     Api, Client, Resource,
     api::DynamicObject,
     core::DeserializeGuard,
-    runtime::{
-        WatchStreamExt,
-        utils::{Backoff, ResetTimerBackoff},
-        watcher::{self, Event, watcher},
-    },
+    runtime::watcher::{self, Event, watcher},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -32,24 +28,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
-/// Pauses that double, up to the longest.
-struct Pauses(Duration);
-
-impl Iterator for Pauses {
-    type Item = Duration;
-
-    fn next(&mut self) -> Option<Duration> {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST_PAUSE);
-        Some(pause)
-    }
-}
-
-impl Backoff for Pauses {
-    fn reset(&mut self) {
-        self.0 = FIRST_PAUSE;
-    }
-}
+/// A watch that went on for so long begins again after the shortest pause.
+const STEADY: Duration = Duration::from_secs(60);
 
 /// Whether a watch has shown everything that there is, and is still at work.
 #[derive(Clone, Debug)]
@@ -102,16 +82,20 @@ pub async fn watch_children(
         config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
     }
     let mut handle = handle;
-    run(watcher(api, config), health, move |event| {
-        let to_value = |object| to_value(kind, object);
-        handle(match event {
-            Event::Apply(object) => Event::Apply(to_value(object)),
-            Event::Delete(object) => Event::Delete(to_value(object)),
-            Event::Init => Event::Init,
-            Event::InitApply(object) => Event::InitApply(to_value(object)),
-            Event::InitDone => Event::InitDone,
-        });
-    })
+    run(
+        || watcher(api.clone(), config.clone()),
+        health,
+        move |event| {
+            let to_value = |object| to_value(kind, object);
+            handle(match event {
+                Event::Apply(object) => Event::Apply(to_value(object)),
+                Event::Delete(object) => Event::Delete(to_value(object)),
+                Event::Init => Event::Init,
+                Event::InitApply(object) => Event::InitApply(to_value(object)),
+                Event::InitDone => Event::InitDone,
+            });
+        },
+    )
     .await;
 }
 
@@ -147,42 +131,110 @@ where
             OwnEvent::Unreadable(name)
         }
     };
-    run(watcher(api, watcher::Config::default()), health, move |event| {
-        handle(match event {
-            Event::Apply(object) => unwrap(object, Event::Apply),
-            Event::Delete(object) => unwrap(object, Event::Delete),
-            Event::Init => OwnEvent::Event(Event::Init),
-            Event::InitApply(object) => unwrap(object, Event::InitApply),
-            Event::InitDone => OwnEvent::Event(Event::InitDone),
-        });
-    })
+    run(
+        || watcher(api.clone(), watcher::Config::default()),
+        health,
+        move |event| {
+            handle(match event {
+                Event::Apply(object) => unwrap(object, Event::Apply),
+                Event::Delete(object) => unwrap(object, Event::Delete),
+                Event::Init => OwnEvent::Event(Event::Init),
+                Event::InitApply(object) => unwrap(object, Event::InitApply),
+                Event::InitDone => OwnEvent::Event(Event::InitDone),
+            });
+        },
+    )
     .await;
 }
 
-async fn run<K>(
-    stream: impl futures::Stream<Item = Result<Event<K>, watcher::Error>> + Send,
-    health: WatchHealth,
-    mut handle: impl FnMut(Event<K>) + Send,
-) where
+/// Lists and watches, over and over. After an interruption everything is listed again instead of going on from where
+/// the watch was: only a list says when the cache is complete, and a watch that resumes in silence says nothing.
+async fn run<K, S>(begin: impl Fn() -> S, health: WatchHealth, mut handle: impl FnMut(Event<K>) + Send)
+where
     K: Resource + Send,
+    S: Stream<Item = Result<Event<K>, watcher::Error>> + Send,
 {
     let _alive = Alive(health.alive.clone());
-    let pauses = ResetTimerBackoff::new(Pauses(FIRST_PAUSE), Duration::from_secs(60));
-    let mut stream = std::pin::pin!(stream.backoff(pauses));
-    while let Some(event) = stream.next().await {
-        match event {
-            Ok(event) => {
-                let done = matches!(event, Event::InitDone);
-                handle(event);
-                if done {
-                    health.synced.store(true, Ordering::Release);
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let began = Instant::now();
+        let mut stream = std::pin::pin!(begin());
+        while let Some(event) = stream.next().await {
+            match event {
+                Ok(event) => {
+                    let done = matches!(event, Event::InitDone);
+                    handle(event);
+                    if done {
+                        health.synced.store(true, Ordering::Release);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again");
+                    break;
                 }
             }
-            Err(error) => {
-                // What happens meanwhile is seen with the next list only.
-                health.synced.store(false, Ordering::Release);
-                tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again");
-            }
         }
+        // What happens meanwhile is seen with the next list only.
+        health.synced.store(false, Ordering::Release);
+        if began.elapsed() > STEADY {
+            pause = FIRST_PAUSE;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use futures::stream;
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn refused() -> watcher::Error {
+        watcher::Error::NoResourceVersion
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_interrupted_after_its_list_lists_again_and_is_complete_again() {
+        let health = WatchHealth::new("configmaps");
+        let begun = AtomicUsize::new(0);
+        let watches = run(
+            || {
+                let first = begun.fetch_add(1, Ordering::AcqRel) == 0;
+                let events = [Ok(Event::<ConfigMap>::Init), Ok(Event::InitDone)];
+                // The first one breaks off after its list, as while an API server reads in a definition.
+                stream::iter(events.into_iter().chain(first.then(|| Err(refused()))))
+                    .chain(stream::once(std::future::pending()))
+            },
+            health.clone(),
+            |_| {},
+        );
+        tokio::select! {
+            () = watches => unreachable!("a watch never ends"),
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+        }
+        assert_eq!(begun.load(Ordering::Acquire), 2);
+        assert!(health.is_synced());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_is_refused_is_tried_at_a_slower_and_slower_pace() {
+        let health = WatchHealth::new("configmaps");
+        let begun = AtomicUsize::new(0);
+        let begin = || {
+            begun.fetch_add(1, Ordering::AcqRel);
+            stream::iter([Err::<Event<ConfigMap>, _>(refused())])
+        };
+        tokio::select! {
+            () = run(begin, health.clone(), |_| {}) => unreachable!("a watch never ends"),
+            () = tokio::time::sleep(Duration::from_secs(120)) => {}
+        }
+        // 0.1 + 0.2 + … + 12.8 s, and then one each 20 s.
+        assert_eq!(begun.load(Ordering::Acquire), 13);
+        assert!(!health.is_synced());
+        assert!(!health.is_alive(), "a loop that was dropped is at work no more");
     }
 }

@@ -5,6 +5,7 @@ pub const MAX_IDENTIFIER_BYTES: usize = 63;
 
 const OWNER_SUFFIX: &str = "__owner";
 const APP_SUFFIX: &str = "__app";
+const SECOND_SUFFIX: &str = "__app2";
 /// What is left for the database's own name, so that the longer role suffix still fits.
 const MAX_DATABASE_BYTES: usize = MAX_IDENTIFIER_BYTES - OWNER_SUFFIX.len();
 /// Between a shortened name and its hash. A name that was not shortened never has three `_` in a row.
@@ -18,12 +19,34 @@ const HASH_CHARS: usize = 10;
 )]
 pub struct InvalidName(pub String);
 
+/// One of the two logins of an application. One is in force; the other is closed, or still open for a while after a
+/// rotation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Login {
+    /// The application's role itself. Whatever the application makes belongs to it, also through the other login.
+    First,
+    /// A login that acts as the application's role. It exists from the first rotation on.
+    Second,
+}
+
+impl Login {
+    /// The other one.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::First => Self::Second,
+            Self::Second => Self::First,
+        }
+    }
+}
+
 /// The names that belong to one database of one municipality on a server.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Names {
     database: String,
     owner: String,
     app: String,
+    second: String,
 }
 
 impl Names {
@@ -38,6 +61,7 @@ impl Names {
         Ok(Self {
             owner: format!("{database}{OWNER_SUFFIX}"),
             app: format!("{database}{APP_SUFFIX}"),
+            second: format!("{database}{SECOND_SUFFIX}"),
             database,
         })
     }
@@ -52,9 +76,22 @@ impl Names {
         &self.owner
     }
 
-    /// The role that the application logs in as.
+    /// The application's role: it has the rights, and is the first of the two logins.
     pub fn app(&self) -> &str {
         &self.app
+    }
+
+    /// The role of a login.
+    pub fn login(&self, login: Login) -> &str {
+        match login {
+            Login::First => &self.app,
+            Login::Second => &self.second,
+        }
+    }
+
+    /// The login of a role; none when the role is not one of the application's.
+    pub fn login_of(&self, role: &str) -> Option<Login> {
+        [Login::First, Login::Second].into_iter().find(|login| self.login(*login) == role)
     }
 }
 
@@ -113,7 +150,9 @@ mod tests {
             let first = Names::new(&a.0, &a.1).unwrap();
             let second = Names::new(&b.0, &b.1).unwrap();
             prop_assert_eq!(a == b, first.database() == second.database());
-            let roles = [first.owner(), first.app(), second.owner(), second.app()];
+            let roles = [&first, &second]
+                .map(|names| [names.owner(), names.login(Login::First), names.login(Login::Second)])
+                .concat();
             if a != b {
                 for (i, one) in roles.iter().enumerate() {
                     prop_assert!(!roles[i + 1..].contains(one));
@@ -124,7 +163,7 @@ mod tests {
         #[test]
         fn all_names_fit_and_are_plain(a in name(), b in name()) {
             let names = Names::new(&a, &b).unwrap();
-            for one in [names.database(), names.owner(), names.app()] {
+            for one in [names.database(), names.owner(), names.app(), names.login(Login::Second)] {
                 prop_assert!(one.len() <= MAX_IDENTIFIER_BYTES);
                 prop_assert!(!one.starts_with("pg_"));
                 prop_assert!(one.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));

@@ -6,13 +6,15 @@
 //! [`mariadb::plan`]), what is done is a list of typed steps ([`postgresql::Step`], [`mariadb::Step`]); only the thin
 //! modules around them talk to the server.
 //!
-//! **Bringing a database about never deletes data.** No [`postgresql::Step`] and no [`mariadb::Step`] drops a database or
-//! an extension, and a database that was provisioned before and has vanished is never created anew
-//! ([`Problem::DataMissing`]). What drops a database is apart and refuses what is not provably the municipality's
-//! ([`mariadb::drop_database_while`]).
+//! **Bringing a database about never deletes data.** No [`postgresql::Step`] and no [`mariadb::Step`] drops a database, a
+//! role or an extension, and a database that was provisioned before and has vanished is never created anew
+//! ([`Problem::DataMissing`]). What drops a database is apart, has types of its own ([`postgresql::Removal`],
+//! [`mariadb::Removal`]) and refuses what is not provably the municipality's: [`drop_database_while`].
 
 mod authority;
 mod call;
+mod credential;
+mod growth;
 mod identifiers;
 pub mod mariadb;
 mod model;
@@ -21,9 +23,12 @@ mod problem;
 mod secret;
 mod tag;
 
-pub use identifiers::{InvalidName, MAX_IDENTIFIER_BYTES, Names, database_name};
+pub use credential::{Credential, Renewal, Retiring, Rotation, rotation};
+pub use growth::{Before, growth};
+pub use identifiers::{InvalidName, Login, MAX_IDENTIFIER_BYTES, Names, database_name};
 pub use model::{
-    Binding, Desired, Engine, Outcome, OwnerTag, Provisioned, Secured, Server, Timeouts, TlsMode,
+    Binding, Desired, Engine, Generation, Growth, Marked, OtherLogin, Outcome, OwnerTag, Provisioned,
+    Removed, Secured, Server, Timeouts, TlsMode,
 };
 pub use problem::{MissingData, Problem};
 pub use secret::Secret;
@@ -72,5 +77,34 @@ pub async fn secure_server(server: &Server) -> Result<Secured, Problem> {
     match server.engine {
         Engine::Postgresql => postgresql::secure_server(server).await,
         Engine::Mariadb => mariadb::secure_server(server).await,
+    }
+}
+
+/// Drops one database with its roles or accounts, after ending the sessions in it. What is gone already is no error.
+///
+/// Asks `go_on`, with the words of the step, right before each step. Whoever calls has a person's word for it.
+///
+/// # Errors
+/// [`Problem::NotOurs`] when the database is not provably of `desired.tag`; nothing was dropped then.
+/// [`Problem::Stopped`] when `go_on` said no, and those of any call.
+pub async fn drop_database_while(
+    server: &Server,
+    desired: &Desired,
+    go_on: impl Fn(&str) -> bool + Send + Sync,
+) -> Result<Removed, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::remove(server, desired, &go_on).await,
+        Engine::Mariadb => mariadb::remove(server, desired, &go_on).await,
+    }
+}
+
+/// All databases of a server that carry the mark of some municipality, whether it still exists or not. Writes nothing.
+///
+/// # Errors
+/// See [`Problem`].
+pub async fn marked_databases(server: &Server) -> Result<Vec<Marked>, Problem> {
+    match server.engine {
+        Engine::Postgresql => postgresql::marked_databases(server).await,
+        Engine::Mariadb => mariadb::marked_databases(server).await,
     }
 }

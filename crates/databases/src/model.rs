@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, time::Duration};
 
 use jiff::Timestamp;
 
-use crate::{InvalidName, Names, Secret};
+use crate::{InvalidName, Login, Names, Secret};
 
 /// The kind of database server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct OwnerTag {
     pub istat: Option<String>,
     /// The uid of the municipality's resource. It changes when the resource is created anew.
     pub uid: String,
+    /// Uids that its resource had before: what carries one of them is this administration's, too.
+    pub former_uids: Vec<String>,
 }
 
 /// The memory of a database that was provisioned, kept by the caller and handed back on every call.
@@ -111,6 +113,20 @@ pub struct Desired {
     pub locale: Option<String>,
     /// Take over a database or roles of that name that carry nobody's tag.
     pub adopt: bool,
+    /// The login whose password is handed to [`crate::ensure`] and proved.
+    pub login: Login,
+    /// What becomes of the other login.
+    pub other_login: OtherLogin,
+    /// Which of the credentials of this database it is, so that a caller whom another one has overtaken does no harm;
+    /// absent when that is not known.
+    pub generation: Option<Generation>,
+    /// Whether the application may enter at all. A database that is being filled by a migration is closed: no login,
+    /// no right to connect, sessions ended.
+    pub open: bool,
+    /// The size on disk, in bytes, at which growth is stopped; never when absent.
+    pub max_bytes: Option<u64>,
+    /// The name of the server on which it was provisioned, when the manifest names another one by now.
+    pub moved_from: Option<String>,
     /// What the caller remembers of an earlier success.
     ///
     /// To start with an empty database after data was lost for good, a person's word is needed; the caller then
@@ -126,6 +142,40 @@ impl Desired {
     pub fn names(&self) -> Result<Names, InvalidName> {
         Names::new(&self.comune, &self.database)
     }
+}
+
+/// What becomes of the login that is not in force.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtherLogin {
+    /// It stays as it is: applications may still hold it.
+    Keep,
+    /// It is closed if no session uses it, after the login in force has been proved.
+    CloseWhenUnused,
+    /// It is closed, after the login in force has been proved, and its sessions are ended.
+    Close,
+}
+
+/// A credential among those that a database has had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Generation {
+    /// 1 for the first, one more with each that followed.
+    pub number: u32,
+    /// Whether the applications have been handed it. From then on no older one is put in force, and no other one of the
+    /// same number.
+    pub handed_out: bool,
+}
+
+/// Whether a database may grow.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Growth {
+    /// As much as it likes.
+    #[default]
+    Free,
+    /// It has reached its size: sessions are read-only unless a person says otherwise in theirs to clear up, and nothing
+    /// new can be made.
+    Stopped,
+    /// It went on growing although it was stopped: the application cannot log in any more.
+    Closed,
 }
 
 /// What an application needs to connect, beside its password and the CA, which the caller has.
@@ -156,10 +206,39 @@ pub struct Outcome {
     pub undeclared_extensions: Vec<String>,
     /// Roles that are not of this system and may connect to the database (backup, monitoring): left alone, reported.
     pub other_grantees: Vec<String>,
-    /// Whether the application's login was proved; `false` when all its connections are in use.
+    /// Whether the application's login was proved; `false` when all its connections are in use, and when the database
+    /// is closed.
     pub login_proved: bool,
+    /// Whether the login that is not in force may still log in.
+    pub other_login_open: bool,
+    /// How many sessions of the login that is not in force there were.
+    pub other_sessions: u32,
+    /// The number of the last credential that is known on the server to have been handed out.
+    pub generation: u32,
+    /// Whether it may grow.
+    pub growth: Growth,
     /// For the application's binding.
     pub binding: Binding,
+}
+
+/// What [`crate::drop_database_while`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// What was dropped, in a few words each; empty when nothing was left.
+    pub changed: Vec<String>,
+}
+
+/// A database of a server that carries the mark of some municipality.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Marked {
+    /// Its name on the server.
+    pub on_server: String,
+    /// The municipality's name.
+    pub comune: String,
+    /// The database's name within the municipality.
+    pub database: String,
+    /// ISTAT code of the municipality, if it has one.
+    pub istat: Option<String>,
 }
 
 /// What [`crate::secure_server`] did and saw.

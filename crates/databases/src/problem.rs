@@ -25,6 +25,19 @@ pub enum Problem {
         missing: MissingData,
     },
 
+    /// The manifest names another server than the one that holds the data. Nothing was changed.
+    #[error(
+        "database \"{database}\" was provisioned on {since} on the server \"{from}\", and `placement` names another one. Its data does not move by an edit, that is a migration: name \"{from}\" again. Nothing was changed on either server"
+    )]
+    Moved {
+        /// The database's name on the server.
+        database: String,
+        /// When it had been provisioned, or "an earlier run" when that is not known.
+        since: String,
+        /// The server that holds the data.
+        from: String,
+    },
+
     /// A database or role of that name is somebody else's. Nothing was changed.
     #[error("{object} exists and is not ours to change: {found}. {advice}")]
     NotOurs {
@@ -111,6 +124,19 @@ pub enum Problem {
         database: String,
     },
 
+    /// Another operator has replaced the credential meanwhile. Nothing was changed.
+    #[error(
+        "another operator has replaced the password of database \"{database}\" meanwhile (credential {found}, not {known}): tried again by itself"
+    )]
+    Overtaken {
+        /// The database's name on the server.
+        database: String,
+        /// The number of the credential in force.
+        found: u32,
+        /// The number that the caller knows.
+        known: u32,
+    },
+
     /// A limit of time was reached.
     #[error("no answer within {} s while trying to {doing}: tried again by itself", limit.as_secs_f32())]
     Timeout {
@@ -136,6 +162,15 @@ pub enum Problem {
         left: String,
     },
 
+    /// Something that is not built for this kind of server.
+    #[error("{what} is not supported on this kind of server: {advice}. Nothing was changed")]
+    NotSupported {
+        /// What was asked for.
+        what: &'static str,
+        /// What to do next.
+        advice: &'static str,
+    },
+
     /// The server answered in a way that was not understood.
     #[error("{server} answered in an unknown form: {message}")]
     UnknownAnswer {
@@ -152,6 +187,7 @@ impl Problem {
         match self {
             Self::InvalidName(_) => "InvalidName",
             Self::DataMissing { .. } => "DataMissing",
+            Self::Moved { .. } => "Moved",
             Self::NotOurs { .. } => "NotOurs",
             Self::ExtensionNotAllowed { .. } => "ExtensionNotAllowed",
             Self::ExtensionUnavailable { .. } => "ExtensionUnavailable",
@@ -160,9 +196,11 @@ impl Problem {
             Self::Tls { .. } => "TlsFailed",
             Self::Server { .. } => "ServerRefused",
             Self::Busy { .. } => "Busy",
+            Self::Overtaken { .. } => "Overtaken",
             Self::Timeout { .. } => "Timeout",
             Self::Stopped { .. } => "Stopped",
             Self::NotConverged { .. } => "NotConverged",
+            Self::NotSupported { .. } => "NotSupported",
             Self::UnknownAnswer { .. } => "UnknownAnswer",
         }
     }
@@ -172,14 +210,17 @@ impl Problem {
         match self {
             Self::InvalidName(_)
             | Self::DataMissing { .. }
+            | Self::Moved { .. }
             | Self::NotOurs { .. }
             | Self::ExtensionNotAllowed { .. }
             | Self::ExtensionUnavailable { .. }
             | Self::AuthenticationFailed { .. }
+            | Self::NotSupported { .. }
             | Self::Tls { .. } => true,
             Self::Unreachable { .. }
             | Self::Server { .. }
             | Self::Busy { .. }
+            | Self::Overtaken { .. }
             | Self::Timeout { .. }
             | Self::Stopped { .. }
             | Self::NotConverged { .. }

@@ -58,6 +58,11 @@ pub(crate) fn is_managed(comment: Option<&str>) -> bool {
     parse(comment).is_some()
 }
 
+/// Comune, database and ISTAT code that a comment of this system speaks of.
+pub(crate) fn owner(comment: Option<&str>) -> Option<(String, String, Option<String>)> {
+    parse(comment).map(|tag| (tag.comune, tag.database, tag.istat))
+}
+
 /// Who the object with this comment belongs to, seen from `desired`.
 pub(crate) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
     let Some(tag) = parse(found) else {
@@ -66,7 +71,8 @@ pub(crate) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
     if tag.comune != desired.comune || tag.database != desired.database {
         return Claim::Another(format!("database \"{}\" of comune \"{}\"", tag.database, tag.comune));
     }
-    let same_uid = tag.uid.as_ref() == Some(&desired.tag.uid);
+    let same_uid =
+        tag.uid.as_ref().is_some_and(|uid| *uid == desired.tag.uid || desired.tag.former_uids.contains(uid));
     match (&tag.istat, &desired.tag.istat) {
         (Some(theirs), Some(ours)) if theirs != ours => Claim::Another(format!(
             "database \"{}\" of the comune \"{}\" with ISTAT code {theirs}",

@@ -11,8 +11,8 @@ use std::{
 };
 
 use conme_databases::{
-    Desired, Engine, MissingData, Outcome, OwnerTag, Problem, Secret, Server, Timeouts, TlsMode, ensure,
-    ensure_while, mariadb, secure_server,
+    Desired, Engine, Login, MissingData, OtherLogin, Outcome, OwnerTag, Problem, Secret, Server, Timeouts,
+    TlsMode, drop_database_while, ensure, ensure_while, secure_server,
 };
 use conme_testbed::{DatabaseEndpoint, Ephemeral, Options, Progress};
 use mysql_async::{Conn, Error, OptsBuilder, SslOpts, prelude::Queryable};
@@ -127,12 +127,22 @@ fn desired(comune: &str) -> Desired {
     Desired {
         comune: comune.to_owned(),
         database: "sito".to_owned(),
-        tag: OwnerTag { istat: Some("027012".to_owned()), uid: format!("uid-of-{comune}") },
+        tag: OwnerTag {
+            istat: Some("027012".to_owned()),
+            uid: format!("uid-of-{comune}"),
+            former_uids: Vec::new(),
+        },
         extensions: BTreeSet::new(),
         allowed_extensions: BTreeSet::new(),
         connection_limit: Some(5),
         locale: None,
         adopt: false,
+        login: Login::First,
+        other_login: OtherLogin::Close,
+        generation: None,
+        open: true,
+        max_bytes: None,
+        moved_from: None,
         provisioned: None,
     }
 }
@@ -467,7 +477,7 @@ async fn what_is_not_ours_is_left_alone_until_adopted() {
     // Another comune's is never taken over, also not with `adopt`.
     let other = Desired {
         adopt: true,
-        tag: OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned() },
+        tag: OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned(), former_uids: Vec::new() },
         ..desired("only")
     };
     let told = problem(&maria, &other).await;
@@ -598,10 +608,12 @@ async fn a_database_is_dropped_by_its_owner_only() {
     session.query_drop("begin").await.unwrap();
     session.query_drop("insert into t values (1)").await.unwrap();
     let server = maria.server();
-    let drop_it = async |desired: &Desired| mariadb::drop_database_while(&server, desired, &|_| true).await;
+    let drop_it = async |desired: &Desired| {
+        drop_database_while(&server, desired, |_| true).await.map(|removed| removed.changed)
+    };
 
     // Not for another comune, not on another server, not without the right to act, and not what is nobody's.
-    let tag = OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned() };
+    let tag = OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned(), former_uids: Vec::new() };
     let refused = drop_it(&Desired { tag, ..mine.clone() }).await.unwrap_err();
     assert!(
         matches!(&refused, Problem::NotOurs { .. }) && refused.to_string().contains("027012"),
@@ -611,7 +623,7 @@ async fn a_database_is_dropped_by_its_owner_only() {
     elsewhere.provisioned.as_mut().unwrap().system_identifier = Some("another".to_owned());
     let refused = drop_it(&elsewhere).await.unwrap_err();
     assert!(refused.to_string().contains("Nothing was dropped"), "{refused}");
-    let stopped = mariadb::drop_database_while(&server, &remembered, &|_| false).await.unwrap_err();
+    let stopped = drop_database_while(&server, &remembered, |_| false).await.unwrap_err();
     assert!(matches!(&stopped, Problem::Stopped { .. }), "{stopped}");
     maria.run("create database nobodys__sito").await;
     assert!(matches!(drop_it(&desired("nobodys")).await.unwrap_err(), Problem::NotOurs { .. }));
@@ -634,7 +646,7 @@ async fn a_database_is_dropped_by_its_owner_only() {
         converge(&maria, &desired).await;
         let done = AtomicUsize::new(0);
         let go_on = |_: &str| done.fetch_add(1, Ordering::Relaxed) < n;
-        let stopped = mariadb::drop_database_while(&server, &desired, &go_on).await;
+        let stopped = drop_database_while(&server, &desired, go_on).await;
         assert!(matches!(stopped, Err(Problem::Stopped { .. })), "{n}: {stopped:?}");
         drop_it(&desired).await.unwrap();
         assert!(drop_it(&desired).await.unwrap().is_empty(), "{n}");

@@ -13,7 +13,8 @@ use std::{
 };
 
 use conme_databases::{
-    Desired, MissingData, Outcome, OwnerTag, Problem, Secret, TlsMode, ensure, ensure_while, secure_server,
+    Desired, Login, MissingData, OtherLogin, Outcome, OwnerTag, Problem, Provisioned, Secret, TlsMode,
+    ensure, ensure_while, secure_server,
 };
 use support::{Postgres, column};
 use tokio_postgres::error::SqlState;
@@ -25,12 +26,22 @@ fn desired(comune: &str) -> Desired {
     Desired {
         comune: comune.to_owned(),
         database: "protocollo".to_owned(),
-        tag: OwnerTag { istat: Some("027012".to_owned()), uid: format!("uid-of-{comune}") },
+        tag: OwnerTag {
+            istat: Some("027012".to_owned()),
+            uid: format!("uid-of-{comune}"),
+            former_uids: Vec::new(),
+        },
         extensions: set(&["pg_trgm"]),
         allowed_extensions: set(&["pg_trgm", "cube", "earthdistance", "unaccent", "not_installed_anywhere"]),
         connection_limit: Some(40),
         locale: Some("C.UTF-8".to_owned()),
         adopt: false,
+        login: Login::First,
+        other_login: OtherLogin::Close,
+        generation: None,
+        open: true,
+        max_bytes: None,
+        moved_from: None,
         provisioned: None,
     }
 }
@@ -62,7 +73,7 @@ async fn cannot_enter(pg: &Postgres, database: &str, user: &str) {
 }
 
 #[tokio::test]
-async fn a_new_database_is_usable_and_closed_to_others() {
+async fn rule_11_a_new_database_is_usable_and_closed_to_others() {
     let pg = Postgres::shared();
     let secured = secure_server(&pg.server()).await.unwrap();
     // Other stories open databases of their own on this server for a moment.
@@ -330,7 +341,7 @@ async fn twenty_databases_at_once_and_two_operators_on_each() {
 }
 
 #[tokio::test]
-async fn vanished_data_is_never_created_anew() {
+async fn rule_3_vanished_data_is_never_created_anew() {
     let pg = Postgres::shared();
     let first = desired("vanished");
     let outcome = converge(pg, &first).await;
@@ -358,7 +369,7 @@ async fn vanished_data_is_never_created_anew() {
 }
 
 #[tokio::test]
-async fn an_emptied_server_is_told_from_the_old_one() {
+async fn rule_3_an_emptied_server_is_told_from_the_old_one() {
     let old = Postgres::start();
     let first = desired("dolo");
     let remembered = remembering(&first, &converge(&old, &first).await);
@@ -380,6 +391,54 @@ async fn an_emptied_server_is_told_from_the_old_one() {
         ),
         "{replaced}"
     );
+}
+
+/// Another address that leads to a server.
+async fn forwarder(to: u16) -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut from, _)) = listener.accept().await {
+            let mut server = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+            tokio::spawn(async move {
+                let _ = tokio::io::copy_bidirectional(&mut from, &mut server).await;
+            });
+        }
+    });
+    port
+}
+
+#[tokio::test]
+async fn rule_3_a_server_that_moves_keeps_its_databases_and_a_database_does_not_move_by_an_edit() {
+    let pg = Postgres::shared();
+    let first = desired("trasloco");
+    let remembered = remembering(&first, &converge(pg, &first).await);
+    // The same server at another address, and under another name: everything is found there.
+    let mut moved = pg.server();
+    moved.port = forwarder(pg.port).await;
+    for moved_from in [None, Some("pg-old".to_owned())] {
+        let desired = Desired { moved_from, ..remembered.clone() };
+        let outcome = ensure(&moved, &desired, &Secret::new(PASSWORD)).await.unwrap();
+        assert!(outcome.changed.is_empty(), "{:?}", outcome.changed);
+        assert_eq!(
+            (outcome.binding.port, outcome.provisioned),
+            (moved.port, remembered.provisioned.clone().unwrap())
+        );
+    }
+    // The manifest names another server: nothing is made there, also where a database of that name exists.
+    let other = Postgres::start();
+    let edited = Desired { moved_from: Some("pg-old".to_owned()), ..remembered.clone() };
+    let told = problem(&other, &edited).await;
+    assert!(matches!(&told, Problem::Moved { from, .. } if from == "pg-old"), "{told}");
+    assert!(told.to_string().contains("name \"pg-old\" again") && told.needs_a_person(), "{told}");
+    let roles = "select rolname from pg_roles where rolname like 'trasloco%'";
+    assert!(column(&other.admin("postgres").await, roles).await.is_empty());
+    converge(&other, &first).await;
+    assert!(matches!(problem(&other, &edited).await, Problem::Moved { .. }));
+    // A server that does not tell its identity is not trusted to be the same one.
+    let unknown = Provisioned { system_identifier: None, ..remembered.provisioned.clone().unwrap() };
+    let edited = Desired { provisioned: Some(unknown), ..edited };
+    assert!(matches!(problem(pg, &edited).await, Problem::Moved { .. }));
 }
 
 #[tokio::test]
@@ -420,7 +479,7 @@ async fn what_is_not_ours_is_left_alone_until_adopted() {
     // Another comune's is never taken over, also not with `adopt`.
     let other = Desired {
         adopt: true,
-        tag: OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned() },
+        tag: OwnerTag { istat: Some("999999".to_owned()), uid: "x".to_owned(), former_uids: Vec::new() },
         ..desired("role-only")
     };
     let refused = problem(pg, &other).await;
@@ -579,7 +638,7 @@ async fn only_one_operator_works_on_a_database() {
 }
 
 #[tokio::test]
-async fn no_password_is_in_the_servers_log() {
+async fn rule_11_no_password_is_in_the_servers_log() {
     let pg = Postgres::start();
     let desired = desired("dolo");
     converge(&pg, &desired).await;

@@ -1,6 +1,6 @@
 //! What is told of the data centre and of the templates.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use conme_api::{
     Amounts as AmountTexts, DataCenter, DataCenterStatus, DataCenterSummary, Quantity, ServiceTemplate,
@@ -19,18 +19,27 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use crate::context::Context;
+use crate::{context::Context, purge};
 
 /// Key of the queue for everything of this module: it is looked at as a whole.
 pub const ALL: &str = "all";
+/// A pass that found a cache incomplete is made again after this time.
+const INCOMPLETE: Duration = Duration::from_secs(1);
 
 /// One pass over the data centre and the templates.
 ///
 /// # Errors
 /// When a status could not be written.
 pub async fn reconcile(context: &Context, _all: &str) -> anyhow::Result<()> {
+    if !context.caches_are_complete() {
+        context.catalogue.add_after(ALL, INCOMPLETE);
+        return Ok(());
+    }
+    let again = purge::survey(context).await;
+    context.catalogue.add_after(ALL, again);
     let (data_centers, templates) = {
         let mut world = context.world();
+        let index = context.index();
         let serves = world.serves.clone();
         let (committed, admitted, known) = world.register.committed();
         let used = world.register.template_use();
@@ -39,7 +48,10 @@ pub async fn reconcile(context: &Context, _all: &str) -> anyhow::Result<()> {
             .map(|data_center| {
                 let in_service = data_center.name_any() == serves;
                 let status = if in_service {
-                    status_of_data_center(data_center, &committed, admitted, known)
+                    let mut status = status_of_data_center(data_center, &committed, admitted, known);
+                    let previous = data_center.status.as_ref().and_then(|status| status.purge.as_ref());
+                    status.purge = Some(purge::list(&world, &index, previous, Timestamp::now()));
+                    status
                 } else {
                     status_of_other(data_center, &serves)
                 };
@@ -144,6 +156,7 @@ fn status_of_data_center(
         capacity: Some(texts(&|resource| of(&capacity, resource))),
         committed: Some(texts(&|resource| of(committed, resource))),
         free: Some(texts(&|resource| of(&capacity, resource).saturating_sub(of(committed, resource)))),
+        purge: None,
     }
 }
 

@@ -6,9 +6,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conme_cluster::{Calls, Executor, Index, WatchHealth};
+use conme_cluster::{Calls, Executor, Index, WatchHealth, lease::Leadership};
+use jiff::SignedDuration;
 use kube::Client;
-use tokio::sync::watch;
 
 use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World};
 
@@ -43,8 +43,10 @@ pub struct Context {
     pub service_account: String,
     /// Databases and Secrets are looked at again after this time, also when nothing has changed.
     pub recheck: Duration,
-    /// Whether this process leads. Asked right before every statement that changes a database.
-    pub leads: watch::Receiver<bool>,
+    /// Time between the confirmation of a deletion and the deletion.
+    pub deletion_grace: SignedDuration,
+    /// Until when this process is certain to lead. Asked right before everything that writes, also on databases.
+    pub leadership: Arc<Leadership>,
     /// Every watch; set once they have begun.
     pub watches: OnceLock<Vec<WatchHealth>>,
     /// When each database server was last looked at as a whole.

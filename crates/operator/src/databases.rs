@@ -6,21 +6,33 @@ use std::{
 };
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use conme_api::{Comune, keys, reasons};
+use conme_api::{Comune, CredentialStatus, DatabaseStatus, RetiringStatus, keys, reasons};
 use conme_blueprint::{
-    ChildRef, DatabaseSeen, Kind, ValidDatabase,
-    build::{Binding, binding_secret},
-    child,
+    ChildRef, DatabaseDetails, DatabaseSeen, Kind, Stopped, ValidDatabase,
+    amount::Amount,
+    build::{Binding, CredentialNote, binding_secret},
+    child, credential,
 };
-use conme_databases::{Desired, Engine, OwnerTag, Problem, Provisioned, Secret, Server, Timeouts, TlsMode};
+use conme_databases::{
+    Credential, Desired, Engine, Generation, Growth, Login, Names, OtherLogin, Outcome, OwnerTag, Problem,
+    Provisioned, Renewal, Retiring, Rotation, Secret, Server, Timeouts, TlsMode, rotation,
+};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Secret as KubeSecret;
 use kube::{Api, ResourceExt};
 use serde_json::Value;
 
-use crate::{context::Context, world::World};
+use crate::{context::Context, dedicated, removals, world::World};
 
 /// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
 const TOGETHER: Duration = Duration::from_millis(500);
+
+/// A database above this share of its size is looked at at a faster pace, and above the second at a yet faster one.
+const FILLING: [(u64, Duration); 2] = [(95, Duration::from_secs(10)), (80, Duration::from_secs(30))];
+/// A size is told anew when it has changed by this part of it.
+const SIZE_STEP: u64 = 20;
+/// A note about a credential that is from further in the future than this was not written by an operator.
+const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 /// What is known of one database.
 #[derive(Debug, Default)]
@@ -31,16 +43,38 @@ pub struct DatabaseState {
     done: Option<Task>,
     /// What this process has found or made. It knows of it before any status tells.
     provisioned: Option<Provisioned>,
-    /// The password in force, so that a Secret that was changed by hand can be put back.
-    password: Option<Secret>,
+    /// The credential in force with its password, so that a Secret that was changed by hand can be put back.
+    credential: Option<(Credential, Secret)>,
+    /// Which services do not work with the credential in force yet.
+    behind: Option<Behind>,
     /// Unique id of the namespace that its Secret was last meant for.
     home: Option<String>,
+    /// Unique ids that its Comune had before it was applied again.
+    former_uids: Vec<String>,
+}
+
+impl DatabaseState {
+    /// Has it looked at as soon as it is asked for again, as after a pause, also when nothing new is declared.
+    pub fn look_again(&mut self) {
+        self.task = None;
+    }
+}
+
+/// The services of a database that still have to go over to a credential.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behind {
+    /// Generation of the credential.
+    pub generation: u32,
+    /// Names of the services.
+    pub services: Vec<String>,
 }
 
 /// What has to be brought about.
 #[derive(Clone, Debug, PartialEq)]
 struct Task {
+    /// The login in it stands for none: which one is in force is known only when it is looked at.
     desired: Desired,
+    renewal: Renewal,
     server: conme_api::DatabaseServer,
     namespace: String,
     secret: String,
@@ -60,22 +94,35 @@ impl Task {
 
 /// Has a database looked at, if its declaration is new or its time has come.
 ///
-/// `namespace_uid` is the unique id of the namespace that its Secret goes to.
-pub fn submit(context: &Context, comune: &Comune, database: &ValidDatabase, namespace_uid: &str) {
+/// `namespace_uid` is the unique id of the namespace that its Secret goes to, `former_uids` are those that the Comune had
+/// before it was applied again, `behind` is what is known of its services.
+pub fn submit(
+    context: &Context,
+    comune: &Comune,
+    database: &ValidDatabase,
+    namespace_uid: &str,
+    former_uids: Vec<String>,
+    behind: Behind,
+) {
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     let queue_key = format!("{name}/{}", database.spec.name);
     let mut world = context.world();
     let state = world.databases.entry(key).or_default();
-    let task = task(comune, &name, database, state.provisioned.clone());
+    state.former_uids = former_uids;
+    let task = task(comune, &name, database, state);
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
     state.task = Some(task);
     // In a namespace that was made anew the Secret is missing, although nothing new is declared.
     let moved = state.home.as_ref().is_some_and(|home| home != namespace_uid);
     state.home = Some(namespace_uid.to_owned());
+    // The last service has gone over: the credential before may end.
+    let waited = |before: &Behind| before.generation == behind.generation && !before.services.is_empty();
+    let caught_up = behind.services.is_empty() && state.behind.as_ref().is_some_and(waited);
+    state.behind = Some(behind);
     drop(world);
-    if !known || moved {
+    if !known || moved || caught_up {
         context.databases.succeeded(&queue_key);
         context.databases.add(&queue_key);
     } else if !pending {
@@ -88,27 +135,17 @@ pub fn is_outdated(world: &World, comune: &Comune, database: &ValidDatabase) -> 
     let name = comune.name_any();
     let key = (name.clone(), database.spec.name.clone());
     world.databases.get(&key).is_some_and(|state| {
-        let task = task(comune, &name, database, state.provisioned.clone());
+        let task = task(comune, &name, database, state);
         state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task))
     })
 }
 
-/// `found` is what this process itself knows to have been provisioned; a status may be older.
-fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Provisioned>) -> Task {
-    let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
-    let told = told.iter().find(|told| told.name == database.spec.name).and_then(|told| {
-        let at = told.provisioned_at.as_ref()?.parse().ok()?;
-        Some(Provisioned {
-            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
-            at,
-        })
-    });
-    let provisioned = found.or(told).filter(|provisioned| {
-        let annotations = comune.metadata.annotations.as_ref();
-        let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
-        let confirmation = confirmation(&database.spec.name, provisioned);
-        !words.is_some_and(|words| words.split(',').any(|word| word.trim() == confirmation))
-    });
+/// What `state` knows to have been provisioned comes from this process itself; a status may be older.
+fn task(comune: &Comune, name: &str, database: &ValidDatabase, state: &DatabaseState) -> Task {
+    let provisioned = provisioned(comune, &database.spec.name, state.provisioned.clone());
+    let moved_from = on_record(comune, &database.spec.name)
+        .filter(|told| told.provisioned_at.is_some() && told.server != database.server.name)
+        .map(|told| told.server.clone());
     let limit = database.spec.connection_limit.unwrap_or(database.server.default_connection_limit);
     Task {
         desired: Desired {
@@ -117,18 +154,117 @@ fn task(comune: &Comune, name: &str, database: &ValidDatabase, found: Option<Pro
             tag: OwnerTag {
                 istat: comune.spec.entity.istat.clone(),
                 uid: comune.metadata.uid.clone().unwrap_or_default(),
+                former_uids: state.former_uids.clone(),
             },
             extensions: database.spec.extensions.iter().cloned().collect(),
             allowed_extensions: database.server.allowed_extensions.iter().cloned().collect(),
             connection_limit: i32::try_from(limit).ok(),
             locale: None,
             adopt: database.spec.adopt,
+            login: Login::First,
+            other_login: OtherLogin::Keep,
+            generation: None,
+            open: true,
+            max_bytes: database
+                .spec
+                .max_size
+                .as_ref()
+                .and_then(|size| Amount::try_from(size).ok())
+                .map(Amount::whole),
+            moved_from,
             provisioned,
+        },
+        renewal: Renewal {
+            requested: credential::rotation_requested(comune, &database.spec.name),
+            max_age: database.server.credential_max_age.as_deref().and_then(credential::duration),
+            // What the schema refuses is not there; a day is what it would have said.
+            overlap: credential::duration(&database.server.credential_overlap)
+                .unwrap_or(SignedDuration::from_hours(24)),
         },
         server: database.server.clone(),
         namespace: database.namespace.clone(),
         secret: database.secret.clone(),
     }
+}
+
+/// What is known to have been provisioned and must be there. None also when a person has said that it may be made anew.
+///
+/// `found` is what this process itself knows; a status may be older.
+pub(crate) fn provisioned(
+    comune: &Comune,
+    database: &str,
+    found: Option<Provisioned>,
+) -> Option<Provisioned> {
+    let told = on_record(comune, database).and_then(|told| {
+        let at = told.provisioned_at.as_ref()?.parse().ok()?;
+        Some(Provisioned {
+            system_identifier: told.system_identifier.clone().filter(|id| !id.is_empty()),
+            at,
+        })
+    });
+    found.or(told).filter(|provisioned| {
+        let confirmation = confirmation(database, provisioned);
+        !words_of(comune).any(|word| word == confirmation)
+    })
+}
+
+/// How to let a vanished database be created anew, with the very command.
+pub(crate) fn how_to_confirm(comune: &str, database: &str, lost: &Provisioned) -> String {
+    format!(
+        ". To start with an empty one: kubectl annotate comune {comune} {}={} --overwrite",
+        keys::CONFIRM_RECREATE,
+        confirmation(database, lost)
+    )
+}
+
+fn on_record<'a>(comune: &'a Comune, database: &str) -> Option<&'a DatabaseStatus> {
+    comune.status.as_ref()?.databases.iter().find(|told| told.name == database)
+}
+
+/// The credential that a status tells of. None for what no operator has written.
+fn credential_on_record(told: &DatabaseStatus, names: &Names) -> Option<Credential> {
+    let told = told.credential.as_ref()?;
+    let retiring = told.retiring.as_ref().and_then(|retiring| {
+        Some(Retiring { login: names.login_of(&retiring.login)?, until: retiring.until.parse().ok()? })
+    });
+    Some(Credential {
+        login: names.login_of(&told.login)?,
+        issued_at: told.issued_at.parse().ok()?,
+        generation: told.generation,
+        retiring,
+    })
+}
+
+fn told_credential(credential: &Credential, names: &Names) -> CredentialStatus {
+    CredentialStatus {
+        login: names.login(credential.login).to_owned(),
+        issued_at: credential.issued_at.to_string(),
+        generation: credential.generation,
+        retiring: credential.retiring.as_ref().map(|retiring| RetiringStatus {
+            login: names.login(retiring.login).to_owned(),
+            until: retiring.until.to_string(),
+        }),
+    }
+}
+
+/// What people have confirmed about vanished databases.
+fn words_of(comune: &Comune) -> impl Iterator<Item = &str> {
+    let annotations = comune.metadata.annotations.as_ref();
+    let words = annotations.and_then(|annotations| annotations.get(keys::CONFIRM_RECREATE));
+    words.map(String::as_str).unwrap_or_default().split(',').map(str::trim)
+}
+
+/// What a Secret shows of a database that no status tells of: it was provisioned when the operator made the Secret, at
+/// the latest.
+fn provisioned_by_secret(known: &Known, live: Option<&Value>, database: &str) -> Option<Provisioned> {
+    if known.told.as_ref().is_some_and(|told| told.provisioned_at.is_some()) || known.remembered.is_some() {
+        return None;
+    }
+    let live = live.filter(|live| child::is_of_operator(Kind::Secret, live))?;
+    let at = live.pointer("/metadata/creationTimestamp")?.as_str()?.parse().ok()?;
+    let provisioned = Provisioned { system_identifier: None, at };
+    let confirmation = confirmation(database, &provisioned);
+    (!known.confirmed.contains(&confirmation)).then_some(provisioned)
 }
 
 /// The word by which a person lets a vanished database be created anew: it holds for this loss only, because it names
@@ -138,7 +274,7 @@ fn confirmation(database: &str, lost: &Provisioned) -> String {
 }
 
 /// Spread by a quarter, so that what began together does not stay together.
-fn jittered(period: Duration) -> Duration {
+pub(crate) fn jittered(period: Duration) -> Duration {
     let most = (period.as_millis() as u64 / 4).max(1);
     period + Duration::from_millis(u64::from(getrandom::u32().unwrap_or_default()) % most)
 }
@@ -149,8 +285,14 @@ fn jittered(period: Duration) -> Duration {
 /// When it is not as declared; what happened is told in the status of its Comune.
 pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let Some((comune, database)) = key.split_once('/') else { return Ok(()) };
+    if context.world().dedicated.contains_key(&(comune.to_owned(), database.to_owned())) {
+        return dedicated::reconcile(context, comune, database).await;
+    }
     let id = (comune.to_owned(), database.to_owned());
-    let (task, remembered) = {
+    if let Some(result) = removals::reconcile(context, &id).await {
+        return result;
+    }
+    let (task, known) = {
         let mut world = context.world();
         let declared =
             world.comune(comune).filter(|comune| comune.spec.databases.iter().any(|d| d.name == database));
@@ -159,23 +301,36 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             world.databases.remove(&id);
             return Ok(());
         };
-        match world.databases.get(&id) {
-            Some(state) if !comune.spec.paused => (state.task.clone(), state.password.clone()),
-            _ => return Ok(()),
+        match world.databases.get_mut(&id) {
+            Some(state) if comune.spec.paused => {
+                state.look_again();
+                return Ok(());
+            }
+            Some(state) => {
+                let known = Known {
+                    remembered: state.credential.clone(),
+                    told: on_record(&comune, database).cloned(),
+                    confirmed: words_of(&comune).map(str::to_owned).collect(),
+                    behind: state.behind.clone(),
+                };
+                (state.task.clone(), known)
+            }
+            None => return Ok(()),
         }
     };
     let Some(task) = task else { return Ok(()) };
-    let result = bring_about(context, &task, remembered).await;
-    let (seen, password, error) = match result {
-        Ok((seen, password)) => {
+    let result = bring_about(context, &task, known).await;
+    let (mut seen, credential, error) = match result {
+        Ok((seen, credential)) => {
             context.metrics.database("ready");
-            (seen, Some(password), None)
+            (seen, Some(credential), None)
         }
         Err(Trouble { reason, message }) => {
             context.metrics.database(reason);
             (DatabaseSeen::Failed { reason, message: message.clone() }, None, Some(message))
         }
     };
+    let pause = pause(context.recheck, &seen, credential.as_ref().map(|(credential, _)| credential));
     let (changed, more_to_come) = {
         let mut world = context.world();
         let of_same = |other: &(String, String)| other.0 == id.0 && other.1 != id.1;
@@ -183,6 +338,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             world.databases.iter().any(|(other, state)| of_same(other) && state.seen.is_none());
         match world.databases.get_mut(&id) {
             Some(state) => {
+                keep_size(state.seen.as_ref(), &mut seen);
                 let was_outdated = state.done.as_ref().is_some_and(|done| !done.asks_the_same(&task));
                 let changed = was_outdated || state.seen.as_ref() != Some(&seen);
                 if let DatabaseSeen::Ready { system_identifier, provisioned_at, .. } = &seen {
@@ -200,7 +356,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     state.done = Some(done);
                     state.provisioned = provisioned;
                 }
-                state.password = password.or(state.password.take());
+                state.credential = credential.or(state.credential.take());
                 state.seen = Some(seen);
                 (changed, more_to_come)
             }
@@ -215,20 +371,108 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     match error {
         Some(error) => Err(anyhow::anyhow!(error)),
         None => {
-            context.databases.add_after(key, jittered(context.recheck));
+            context.databases.add_after(key, pause);
             Ok(())
         }
     }
 }
 
+/// When a database is looked at again although nothing tells: sooner when it is filling up, and when a credential ends.
+fn pause(recheck: Duration, seen: &DatabaseSeen, credential: Option<&Credential>) -> Duration {
+    let mut pause = jittered(recheck);
+    if let DatabaseSeen::Ready { details, .. } = seen
+        && let Some(max) = details.max_bytes
+    {
+        let size = u128::from(details.size_bytes) * 100;
+        let pace = FILLING.iter().find(|(percent, _)| size >= u128::from(max) * u128::from(*percent));
+        if let Some((_, pace)) = pace {
+            pause = pause.min(jittered(*pace));
+        }
+    }
+    let until = credential.and_then(|credential| credential.retiring.as_ref()).map(|retiring| retiring.until);
+    match until.map(|until| Duration::try_from(until.duration_since(Timestamp::now()))) {
+        // A moment later, so that it has come when it is asked for.
+        Some(Ok(left)) => pause.min(left + Duration::from_secs(1)),
+        Some(Err(_)) | None => pause,
+    }
+}
+
+/// A size moves by itself: what was told stays until it is no longer about right.
+fn keep_size(before: Option<&DatabaseSeen>, seen: &mut DatabaseSeen) {
+    let (Some(DatabaseSeen::Ready { details: before, .. }), DatabaseSeen::Ready { details, .. }) =
+        (before, seen)
+    else {
+        return;
+    };
+    let about_right = before.size_bytes.abs_diff(details.size_bytes) <= before.size_bytes / SIZE_STEP;
+    if about_right && before.stopped == details.stopped && before.max_bytes == details.max_bytes {
+        details.size_bytes = before.size_bytes;
+    }
+}
+
+/// What is known before a database is looked at.
+struct Known {
+    /// By this process.
+    remembered: Option<(Credential, Secret)>,
+    /// By the status.
+    told: Option<DatabaseStatus>,
+    /// What people have confirmed about vanished databases.
+    confirmed: Vec<String>,
+    /// Of its services.
+    behind: Option<Behind>,
+}
+
+/// The credential in force, and its password if that is known anywhere.
+///
+/// The Secret is the place where a new credential takes effect; status and memory follow. So the youngest of the three
+/// counts: an operator that was killed in between, or that somebody has overtaken, goes on from there.
+fn in_force(
+    known: &Known,
+    live: Option<&Value>,
+    task: &Task,
+    names: &Names,
+    now: Timestamp,
+) -> (Credential, Option<Secret>) {
+    let told = known.told.as_ref().and_then(|told| credential_on_record(told, names));
+    let held = live.and_then(|secret| names.login_of(&text_of(secret, "username")?));
+    let noted = live.and_then(CredentialNote::of).filter(|note| note.issued_at <= now + CLOCK_SKEW);
+    let noted = noted.zip(held).map(|(note, login)| Credential {
+        login,
+        issued_at: note.issued_at,
+        generation: note.generation,
+        retiring: Some(Retiring {
+            login: login.other(),
+            until: note.issued_at.saturating_add(task.renewal.overlap).unwrap_or(now),
+        }),
+    });
+    let remembered = known.remembered.as_ref().map(|(credential, _)| credential.clone());
+    // Of equals the last one counts.
+    let youngest = [noted, told.clone(), remembered].into_iter().flatten().max_by_key(|c| c.generation);
+    let credential = youngest.unwrap_or_else(|| {
+        let provisioned = task.desired.provisioned.as_ref();
+        Credential::first(provisioned.map_or(now, |provisioned| provisioned.at))
+    });
+    let remembered = known.remembered.as_ref().filter(|(remembered, _)| {
+        (remembered.generation, remembered.login) == (credential.generation, credential.login)
+    });
+    let password = match remembered {
+        Some((_, password)) => Some(password.clone()),
+        None => live.filter(|_| held == Some(credential.login)).and_then(password_of),
+    };
+    (credential, password)
+}
+
 /// Why a database is not as declared.
-struct Trouble {
-    reason: &'static str,
-    message: String,
+pub struct Trouble {
+    /// CamelCase reason.
+    pub reason: &'static str,
+    /// In words, with what to do.
+    pub message: String,
 }
 
 impl Trouble {
-    fn new(reason: &'static str, message: impl Into<String>) -> Self {
+    /// Puts one together.
+    pub fn new(reason: &'static str, message: impl Into<String>) -> Self {
         Self { reason, message: message.into() }
     }
 }
@@ -237,10 +481,11 @@ impl From<Problem> for Trouble {
     fn from(problem: Problem) -> Self {
         let reason = match &problem {
             Problem::DataMissing { .. } => reasons::DATA_MISSING,
+            Problem::Moved { .. } => reasons::MOVED,
             Problem::NotOurs { .. } => reasons::CONFLICT,
             Problem::Unreachable { .. } | Problem::Timeout { .. } => reasons::SERVER_UNREACHABLE,
             Problem::ExtensionNotAllowed { .. } | Problem::InvalidName(_) => reasons::INVALID,
-            Problem::Busy { .. } => reasons::WAITING,
+            Problem::Busy { .. } | Problem::Overtaken { .. } => reasons::WAITING,
             _ => reasons::DATABASE_FAILED,
         };
         Self::new(reason, problem.to_string())
@@ -252,12 +497,7 @@ fn in_words(problem: Problem, desired: &Desired) -> Trouble {
     let missing = matches!(problem, Problem::DataMissing { .. });
     let mut trouble = Trouble::from(problem);
     if let Some(provisioned) = desired.provisioned.as_ref().filter(|_| missing) {
-        trouble.message.push_str(&format!(
-            ". To start with an empty one: kubectl annotate comune {} {}={} --overwrite",
-            desired.comune,
-            keys::CONFIRM_RECREATE,
-            confirmation(&desired.database, provisioned)
-        ));
+        trouble.message.push_str(&how_to_confirm(&desired.comune, &desired.database, provisioned));
     }
     trouble
 }
@@ -265,8 +505,9 @@ fn in_words(problem: Problem, desired: &Desired) -> Trouble {
 async fn bring_about(
     context: &Context,
     task: &Task,
-    remembered: Option<Secret>,
-) -> Result<(DatabaseSeen, Secret), Trouble> {
+    known: Known,
+) -> Result<(DatabaseSeen, (Credential, Secret)), Trouble> {
+    let names = task.desired.names().map_err(Problem::from)?;
     let server = server(context, &task.server).await?;
     let at = ChildRef::new(Kind::Secret, &task.namespace, &task.secret);
     let live = context.executor.read(&at).await.map_err(|error| {
@@ -287,15 +528,51 @@ async fn bring_about(
             ),
         ));
     }
-    let password = match remembered.or_else(|| live.as_ref().and_then(password_of)) {
-        Some(password) => password,
-        None => new_password()?,
+    let mut desired = task.desired.clone();
+    if desired.provisioned.is_none() {
+        desired.provisioned = provisioned_by_secret(&known, live.as_ref(), &desired.database);
+    }
+    let now = whole_seconds(Timestamp::now());
+    let (mut credential, password) = in_force(&known, live.as_ref(), task, &names, now);
+    let behind = known.behind.filter(|behind| behind.generation == credential.generation);
+    let handed_out = behind.as_ref().is_some_and(|behind| behind.services.is_empty());
+    let on_record = known.remembered.is_some()
+        || known.told.as_ref().is_some_and(|told| told.credential.is_some())
+        || credential.generation > 1;
+    let mut generation = Generation { number: credential.generation, handed_out: true };
+    let (password, other_login) = match (password, rotation(&credential, &task.renewal, now, handed_out)) {
+        // A database that has never been made has nothing to rotate.
+        (Some(_), Rotation::Begin) if desired.provisioned.is_some() => {
+            credential = credential.successor(now, task.renewal.overlap);
+            generation = Generation { number: credential.generation, handed_out: false };
+            (new_password()?, OtherLogin::Keep)
+        }
+        (Some(password), Rotation::Begin) => (password, OtherLogin::Keep),
+        (Some(password), Rotation::Stay(other_login)) => (password, other_login),
+        (None, _) => {
+            // The one in force is lost: whoever holds it is shut out, and has to be told of the new one.
+            if known.told.is_some_and(|told| told.provisioned_at.is_some()) {
+                credential.generation = credential.generation.saturating_add(1);
+                credential.issued_at = now;
+                generation = Generation { number: credential.generation, handed_out: false };
+            }
+            (new_password()?, OtherLogin::Keep)
+        }
     };
     secure(context, &task.server.name, &server).await?;
-    let still_leading = |_: &str| *context.leads.borrow();
-    let outcome = conme_databases::ensure_while(&server, &task.desired, &password, still_leading)
+    (desired.login, desired.other_login) = (credential.login, other_login);
+    desired.generation = on_record.then_some(generation);
+    let still_leading = |_: &str| context.leadership.holds();
+    let mut outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
         .await
-        .map_err(|problem| in_words(problem, &task.desired))?;
+        .map_err(|problem| in_words(problem, &desired))?;
+    if other_login != OtherLogin::Keep && !outcome.other_login_open {
+        credential.retiring = None;
+    }
+    if !on_record {
+        // Status and Secret were lost: the server still knows how many there were.
+        credential.generation = credential.generation.max(outcome.generation);
+    }
     for change in &outcome.changed {
         tracing::info!(comune = %task.desired.comune, database = %task.desired.database, %change, "database");
     }
@@ -311,6 +588,8 @@ async fn bring_about(
         username: &outcome.binding.username,
         password: password.expose(),
         ca,
+        credential: (credential.generation > 1)
+            .then_some(CredentialNote { generation: credential.generation, issued_at: credential.issued_at }),
     };
     let wanted = binding_secret(&task.desired.comune, &task.namespace, &task.desired.database, &binding);
     // All of it is the operator's, so nothing may be missing and nothing may be there besides, whoever has put it there.
@@ -322,19 +601,74 @@ async fn bring_about(
             && !child::has_foreign_fields(at.kind, live)
     });
     if !intact {
-        if live.is_some() {
-            context.metrics.drift_repaired(at.kind.name());
-        }
-        context.executor.write(&at, &wanted, live.is_some()).await.map_err(|error| {
+        let replaces =
+            live.as_ref().is_some_and(|live| CredentialNote::of(live) != CredentialNote::of(&wanted));
+        let written = match &live {
+            // Handing out a credential that somebody else has replaced meanwhile would shut the applications out.
+            Some(live) if replaces => context.executor.replace(&at, &wanted, live).await,
+            live => {
+                if live.is_some() {
+                    context.metrics.drift_repaired(at.kind.name());
+                }
+                context.executor.write(&at, &wanted, live.is_some()).await
+            }
+        };
+        written.map_err(|error| {
             Trouble::new(reasons::API_ERROR, format!("{at}: {}", conme_cluster::words(&error)))
         })?;
     }
+    if desired.generation.is_some_and(|generation| !generation.handed_out) {
+        // From here on, an operator that has missed this changes nothing.
+        desired.generation = Some(Generation { number: credential.generation, handed_out: true });
+        outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
+            .await
+            .map_err(|problem| in_words(problem, &desired))?;
+    }
+    let details = details(task, &names, &credential, &outcome, behind.as_ref());
     let seen = DatabaseSeen::Ready {
         system_identifier: outcome.provisioned.system_identifier.unwrap_or_default(),
         provisioned_at: outcome.provisioned.at,
         database: outcome.binding.database,
+        details: Box::new(details),
     };
-    Ok((seen, password))
+    Ok((seen, (credential, password)))
+}
+
+fn details(
+    task: &Task,
+    names: &Names,
+    credential: &Credential,
+    outcome: &Outcome,
+    behind: Option<&Behind>,
+) -> DatabaseDetails {
+    let retirement = credential.retiring.as_ref().map(|retiring| {
+        let login = names.login(retiring.login);
+        let waits_for = match behind.map(|behind| behind.services.as_slice()) {
+            Some([]) if outcome.other_sessions > 0 => {
+                ", when no session uses it any more: restart what still does".to_owned()
+            }
+            Some([]) | None => String::new(),
+            Some(services) => format!(", when its services have gone over: {}", services.join(", ")),
+        };
+        format!("the login {login} of before ends on {}{waits_for}", retiring.until)
+    });
+    DatabaseDetails {
+        as_told: false,
+        credential: Some(told_credential(credential, names)),
+        retirement,
+        size_bytes: outcome.size_bytes,
+        max_bytes: task.desired.max_bytes,
+        stopped: match outcome.growth {
+            Growth::Free => Stopped::No,
+            Growth::Stopped => Stopped::ReadOnly,
+            Growth::Closed => Stopped::Closed,
+        },
+        undeclared_extensions: outcome.undeclared_extensions.clone(),
+    }
+}
+
+fn whole_seconds(time: Timestamp) -> Timestamp {
+    Timestamp::from_second(time.as_second()).unwrap_or(time)
 }
 
 /// Closes what a server leaves open to everyone, before the first tenant is let in and then at a slow pace.
@@ -360,7 +694,7 @@ async fn secure(context: &Context, name: &str, server: &Server) -> Result<(), Tr
     Ok(())
 }
 
-fn is_ours(secret: &Value, comune: &str) -> bool {
+pub(crate) fn is_ours(secret: &Value, comune: &str) -> bool {
     let label = |pointer: &str| secret.pointer(pointer).and_then(Value::as_str);
     let managed = label("/metadata/labels/app.kubernetes.io~1managed-by") == Some(keys::MANAGER)
         && label("/metadata/labels/conme.venis.it~1comune") == Some(comune);
@@ -368,14 +702,19 @@ fn is_ours(secret: &Value, comune: &str) -> bool {
     managed || child::is_of_operator(Kind::Secret, secret)
 }
 
-fn password_of(secret: &Value) -> Option<Secret> {
-    let encoded = secret.pointer("/data/password")?.as_str()?;
+pub(crate) fn password_of(secret: &Value) -> Option<Secret> {
+    text_of(secret, "password").map(Secret::new)
+}
+
+/// A value of a Secret that is not empty.
+fn text_of(secret: &Value, key: &str) -> Option<String> {
+    let encoded = secret.get("data")?.get(key)?.as_str()?;
     let text = String::from_utf8(BASE64.decode(encoded).ok()?).ok()?;
-    (!text.is_empty()).then(|| Secret::new(text))
+    (!text.is_empty()).then_some(text)
 }
 
 /// 160 random bits in letters and digits: no character of it has a meaning in an address or a shell.
-fn new_password() -> Result<Secret, Trouble> {
+pub(crate) fn new_password() -> Result<Secret, Trouble> {
     const ALPHABET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyzABCDEFGH";
     let mut bytes = [0_u8; 32];
     getrandom::fill(&mut bytes)
@@ -385,7 +724,7 @@ fn new_password() -> Result<Secret, Trouble> {
 }
 
 /// The server with its administrator's credentials, read anew each time: they may have been changed.
-async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
+pub async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result<Server, Trouble> {
     let api: Api<KubeSecret> = Api::namespaced(context.client.clone(), &context.namespace);
     let name = &server.admin_secret;
     let place = format!("the Secret {}/{name} of the database server `{}`", context.namespace, server.name);
@@ -426,4 +765,159 @@ async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Result
         admin_password: Secret::new(key("password")?),
         timeouts: Timeouts::default(),
     })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    const APP: &str = "dolo__dati__app";
+    const APP2: &str = "dolo__dati__app2";
+
+    fn at(time: &str) -> Timestamp {
+        format!("2026-03-0{time}:00:00Z").parse().unwrap()
+    }
+
+    fn task() -> Task {
+        Task {
+            desired: Desired {
+                comune: "dolo".into(),
+                database: "dati".into(),
+                tag: OwnerTag { istat: None, uid: "u".into(), former_uids: Vec::new() },
+                extensions: [].into(),
+                allowed_extensions: [].into(),
+                connection_limit: None,
+                locale: None,
+                adopt: false,
+                login: Login::First,
+                other_login: OtherLogin::Keep,
+                generation: None,
+                open: true,
+                max_bytes: None,
+                moved_from: None,
+                provisioned: Some(Provisioned { system_identifier: None, at: at("1T00") }),
+            },
+            renewal: Renewal { requested: None, max_age: None, overlap: SignedDuration::from_hours(24) },
+            server: serde_json::from_value(json!({
+                "name": "pg", "engine": "postgresql", "host": "h", "port": 1, "cidrs": [], "adminSecret": "s",
+            }))
+            .unwrap(),
+            namespace: "dolo-produzione".into(),
+            secret: "db-dati".into(),
+        }
+    }
+
+    fn secret(username: &str, password: &str, note: Option<&str>) -> Value {
+        let data = json!({"username": BASE64.encode(username), "password": BASE64.encode(password)});
+        json!({"metadata": {"annotations": {keys::CREDENTIAL: note}}, "data": data})
+    }
+
+    fn told(generation: u32, login: &str) -> Option<DatabaseStatus> {
+        let status = json!({
+            "name": "dati", "ready": true, "reason": "", "message": "", "server": "pg", "database": "", "secret": "",
+            "provisionedAt": at("1T00").to_string(),
+            "credential": {"login": login, "issuedAt": at("2T00").to_string(), "generation": generation},
+        });
+        serde_json::from_value(status).unwrap()
+    }
+
+    fn remembered(generation: u32, login: Login, password: &str) -> Option<(Credential, Secret)> {
+        let credential = Credential { login, issued_at: at("2T00"), generation, retiring: None };
+        Some((credential, Secret::new(password)))
+    }
+
+    /// Login, generation and password that count.
+    fn counts(
+        remembered: Option<(Credential, Secret)>,
+        told: Option<DatabaseStatus>,
+        live: Option<Value>,
+    ) -> (Login, u32, Option<String>) {
+        let known = Known { remembered, told, confirmed: Vec::new(), behind: None };
+        let task = task();
+        let names = task.desired.names().unwrap();
+        let (credential, password) = in_force(&known, live.as_ref(), &task, &names, at("4T00"));
+        (credential.login, credential.generation, password.map(|password| password.expose().to_owned()))
+    }
+
+    #[test]
+    fn the_youngest_of_secret_status_and_memory_counts() {
+        let some = |text: &str| Some(text.to_owned());
+        let note = |generation: u32| Some(format!("{generation}@{}", at("3T00")));
+        // A database of the version before: the Secret has no note, the status no credential.
+        assert_eq!(counts(None, None, Some(secret(APP, "p", None))), (Login::First, 1, some("p")));
+        assert_eq!(counts(None, None, None), (Login::First, 1, None));
+        // Killed after the Secret was written and before anything else was.
+        let live = || Some(secret(APP2, "new", note(2).as_deref()));
+        assert_eq!(counts(None, told(1, APP), live()), (Login::Second, 2, some("new")));
+        assert_eq!(
+            counts(remembered(1, Login::First, "old"), told(1, APP), live()),
+            (Login::Second, 2, some("new"))
+        );
+        // A Secret that was changed by hand, or is gone, is put back from memory.
+        for by_hand in [None, Some(secret(APP2, "mine", note(2).as_deref())), Some(secret(APP, "mine", None))]
+        {
+            let known = remembered(2, Login::Second, "new");
+            assert_eq!(counts(known, told(2, APP2), by_hand), (Login::Second, 2, some("new")));
+        }
+        // Nobody remembers: it is lost.
+        assert_eq!(counts(None, told(2, APP2), None), (Login::Second, 2, None));
+        assert_eq!(counts(None, told(2, APP2), Some(secret(APP, "x", None))), (Login::Second, 2, None));
+        assert_eq!(
+            counts(None, told(1, APP), Some(secret("postgres", "x", note(9).as_deref()))),
+            (Login::First, 1, None)
+        );
+        // A note that no operator can have written yet.
+        let future = Some(secret(APP2, "x", Some("9@2027-01-01T00:00:00Z")));
+        assert_eq!(counts(None, told(1, APP), future), (Login::First, 1, None));
+    }
+
+    #[test]
+    fn a_status_that_was_lost_leaves_the_login_before_its_time() {
+        let known = Known { remembered: None, told: None, confirmed: Vec::new(), behind: None };
+        let task = task();
+        let names = task.desired.names().unwrap();
+        let live = secret(APP2, "p", Some(&format!("2@{}", at("3T00"))));
+        let (credential, _) = in_force(&known, Some(&live), &task, &names, at("4T00"));
+        assert_eq!(credential.retiring, Some(Retiring { login: Login::First, until: at("4T00") }));
+        // What the status tells is read as it was written.
+        let status = DatabaseStatus {
+            credential: Some(told_credential(&credential, &names)),
+            ..told(1, APP).unwrap()
+        };
+        assert_eq!(credential_on_record(&status, &names), Some(credential));
+    }
+
+    fn seen(size_bytes: u64, max_bytes: Option<u64>) -> DatabaseSeen {
+        let details = DatabaseDetails { size_bytes, max_bytes, ..DatabaseDetails::default() };
+        DatabaseSeen::Ready {
+            system_identifier: String::new(),
+            provisioned_at: at("1T00"),
+            database: String::new(),
+            details: Box::new(details),
+        }
+    }
+
+    #[test]
+    fn a_database_that_fills_up_is_looked_at_more_often() {
+        let recheck = Duration::from_secs(300);
+        let pause = |percent: u64| pause(recheck, &seen(percent, Some(100)), None).as_secs();
+        assert!(pause(79) >= 300 && (30..40).contains(&pause(80)) && (10..14).contains(&pause(95)));
+        assert!(super::pause(recheck, &seen(1 << 40, None), None) >= recheck);
+        let ends = Retiring { login: Login::First, until: Timestamp::now() + SignedDuration::from_secs(60) };
+        let credential = Credential { retiring: Some(ends), ..Credential::first(at("1T00")) };
+        let left = super::pause(recheck, &seen(1, None), Some(&credential)).as_secs();
+        assert!((50..=61).contains(&left), "{left}");
+    }
+
+    #[test]
+    fn a_size_that_hardly_moves_is_no_news() {
+        let moved = |bytes: u64| {
+            let mut now = seen(bytes, None);
+            keep_size(Some(&seen(1000, None)), &mut now);
+            now == seen(1000, None)
+        };
+        assert!(moved(1050) && moved(950) && !moved(1051) && !moved(949));
+    }
 }

@@ -4,7 +4,7 @@ use std::{fmt::Write as _, sync::Mutex, time::Duration};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram, info::Info},
     registry::Registry,
 };
 
@@ -66,8 +66,9 @@ fn seconds() -> Histogram {
     Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0])
 }
 
-impl Default for OperatorMetrics {
-    fn default() -> Self {
+impl OperatorMetrics {
+    /// Everything at zero, for a program of this version.
+    pub fn new(version: &'static str) -> Self {
         let metrics = Self {
             registry: Mutex::default(),
             calls: Family::default(),
@@ -83,14 +84,13 @@ impl Default for OperatorMetrics {
             drift: Family::default(),
             databases: Family::default(),
         };
-        metrics.register();
+        metrics.register(version);
         metrics
     }
-}
 
-impl OperatorMetrics {
-    fn register(&self) {
+    fn register(&self, version: &'static str) {
         let mut registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        registry.register("conme_build", "Version of this program", Info::new([("version", version)]));
         registry.register(
             "rest_client_requests",
             "Calls to the API server by code and method",
@@ -205,7 +205,7 @@ mod tests {
 
     #[test]
     fn the_names_are_those_that_dashboards_know() {
-        let metrics = OperatorMetrics::default();
+        let metrics = OperatorMetrics::new("1.2.3");
         metrics.reconciled("comune", "error", Duration::from_millis(3));
         metrics.queue("comune", 2, 1);
         metrics.leading(true);

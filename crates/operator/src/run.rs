@@ -14,6 +14,8 @@ use conme_blueprint::Kind;
 use conme_cluster::{
     Calls, Executor, Index, OwnEvent, Touched, WatchHealth, bounded_client, lease, watch_children, watch_own,
 };
+use http::{HeaderValue, header::USER_AGENT};
+use jiff::SignedDuration;
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::{Config, ResourceExt, runtime::watcher::Event};
 use tokio::{sync::watch, task::JoinSet};
@@ -32,6 +34,8 @@ use crate::{
 /// Settings of `conme-operator run`.
 #[derive(Clone, Debug)]
 pub struct RunOptions {
+    /// Version of the program, as told in its log, its metrics and its calls.
+    pub version: &'static str,
     /// The operator's own namespace: its lease and the credentials of database servers are there.
     pub namespace: String,
     /// Name of its ServiceAccount, which it binds in the namespaces of the Comuni.
@@ -50,6 +54,8 @@ pub struct RunOptions {
     pub database_workers: usize,
     /// Time after which databases and Secrets are looked at again without a cause.
     pub recheck: Duration,
+    /// Time between the confirmation of a deletion and the deletion.
+    pub deletion_grace: SignedDuration,
 }
 
 /// Runs the operator until it is told to stop or loses its leadership.
@@ -57,10 +63,16 @@ pub struct RunOptions {
 /// # Errors
 /// When the API server cannot be spoken to at all, or leadership was lost.
 pub async fn run(options: RunOptions) -> anyhow::Result<()> {
-    let config = Config::infer().await?;
+    let mut config = Config::infer().await?;
+    // The API server's audit log then tells which version has made a call.
+    let agent = HeaderValue::try_from(format!("conme-operator/{}", options.version))?;
+    config.headers.push((USER_AGENT, agent));
+    tracing::info!(version = options.version, "conme-operator");
     let client = bounded_client(config)?;
-    let metrics = Arc::new(OperatorMetrics::default());
-    let calls = Calls::new(metrics.clone());
+    let metrics = Arc::new(OperatorMetrics::new(options.version));
+    let every_call = Calls::new(metrics.clone());
+    let leadership = Arc::new(lease::Leadership::default());
+    let calls = every_call.while_leading(leadership.clone());
     let index = Arc::new(Mutex::new(Index::default()));
     let (leading, mut leads) = watch::channel(false);
     let context = Arc::new(Context {
@@ -77,7 +89,8 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         namespace: options.namespace.clone(),
         service_account: options.service_account.clone(),
         recheck: options.recheck,
-        leads: leads.clone(),
+        deletion_grace: options.deletion_grace,
+        leadership: leadership.clone(),
         watches: std::sync::OnceLock::new(),
         secured: tokio::sync::Mutex::default(),
         told: Mutex::default(),
@@ -96,9 +109,10 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
 
     let lease_name = "conme-operator";
     let holder = {
-        let (client, calls, options) = (client.clone(), calls.clone(), options.clone());
+        let (client, calls, options) = (client.clone(), every_call.clone(), options.clone());
         tokio::spawn(async move {
-            lease::hold(client, calls, &options.namespace, lease_name, &options.identity, &leading).await;
+            let (namespace, me) = (&options.namespace, &options.identity);
+            lease::hold(client, calls, namespace, lease_name, me, &leading, &leadership).await;
         })
     };
 
@@ -125,7 +139,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
         },
         () = stopped() => {
             tracing::info!("stopping");
-            lease::release(client, calls, &options.namespace, lease_name, &options.identity).await;
+            lease::release(client, every_call, &options.namespace, lease_name, &options.identity).await;
             Ok(())
         }
     };
@@ -205,8 +219,12 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
     for Touched { comune, former, namespace, drift: _ } in touched {
         comune.iter().chain(&former).for_each(|name| context.comuni.add(name));
         if let Some(namespace) = namespace {
+            let seen = context.index().namespace(&namespace).cloned();
+            let touched = context.world().note_namespace(&namespace, seen.as_ref());
+            touched.iter().for_each(|name| context.comuni.add(name));
             let claimants = context.world().claimants_of_namespace(&namespace);
             claimants.iter().for_each(|name| context.comuni.add(name));
+            tell_catalogue(context);
         }
     }
 }

@@ -3,13 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
-use conme_api::{Comune, DataCenter, ServiceTemplate};
-use conme_blueprint::{Claim, DatabaseSeen, Register};
+use conme_api::{Comune, DataCenter, DatabaseServer, ServiceTemplate};
+use conme_blueprint::{
+    Claim, DatabaseDetails, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left,
+};
+use conme_databases::Marked;
+use jiff::{SignedDuration, Timestamp};
 use kube::{Resource, ResourceExt};
 
-use crate::databases::DatabaseState;
+use crate::{databases::DatabaseState, dedicated::DedicatedState, departure::Grace, removals::Removal};
 
 /// The caches of the operator's own resources, and what was decided from them.
 pub struct World {
@@ -23,6 +28,19 @@ pub struct World {
     pub register: Register,
     /// Databases by Comune and name in the manifest.
     pub databases: HashMap<(String, String), DatabaseState>,
+    /// Databases on servers of their own by Comune and name in the manifest.
+    pub dedicated: HashMap<(String, String), DedicatedState>,
+    /// Databases that are dropped, by Comune and name in the manifest.
+    pub removals: HashMap<(String, String), Removal>,
+    /// What each database server was last found to hold.
+    surveys: BTreeMap<String, (Timestamp, Vec<Marked>)>,
+    /// When the database servers were last looked through; None: they have to be now.
+    pub surveyed: Option<Instant>,
+    /// Comuni for which nothing is built any more: what they have is being deleted.
+    leaving: BTreeSet<String>,
+    graces: HashMap<String, Grace>,
+    /// First admissions that no status tells yet: unique id of the Comune and time.
+    admissions: HashMap<String, (Option<String>, String)>,
     relisting: BTreeSet<String>,
     unreadable: BTreeSet<String>,
 }
@@ -45,6 +63,13 @@ impl World {
             storage_classes: BTreeSet::new(),
             register: Register::default(),
             databases: HashMap::new(),
+            dedicated: HashMap::new(),
+            removals: HashMap::new(),
+            surveys: BTreeMap::new(),
+            surveyed: None,
+            leaving: BTreeSet::new(),
+            graces: HashMap::new(),
+            admissions: HashMap::new(),
             relisting: BTreeSet::new(),
             unreadable: BTreeSet::new(),
         }
@@ -85,6 +110,12 @@ impl World {
         self.comuni.remove(name);
         self.unreadable.remove(name);
         self.databases.retain(|(comune, _), _| comune != name);
+        self.dedicated.retain(|(comune, _), _| comune != name);
+        self.stays(name);
+        self.graces.remove(name);
+        self.admissions.remove(name);
+        // What it has left on the servers is told soon.
+        self.surveyed = None;
         let mut touched = self.register.waiting_for_room().into_iter().collect::<BTreeSet<_>>();
         touched.extend(self.register.remove(name));
         touched.insert(name.to_owned());
@@ -110,6 +141,114 @@ impl World {
     /// Names of all Comuni.
     pub fn comune_names(&self) -> Vec<String> {
         self.comuni.keys().cloned().collect()
+    }
+
+    /// What a Comune has is being deleted from now on: nothing of it is brought about any more.
+    pub fn leaves(&mut self, name: &str) {
+        self.leaving.insert(name.to_owned());
+    }
+
+    /// Nothing that a Comune has is being deleted.
+    pub fn stays(&mut self, name: &str) {
+        self.leaving.remove(name);
+        self.removals.retain(|(comune, _), _| comune != name);
+    }
+
+    /// Whether what a Comune has is being deleted.
+    pub fn is_leaving(&self, name: &str) -> bool {
+        self.leaving.contains(name)
+    }
+
+    /// Takes note of the grace period that is told of. Returns what is left of it.
+    pub fn note_grace(&mut self, name: &str, told: &Told, grace: SignedDuration) -> Duration {
+        let known = self.graces.get(name).filter(|known| known.ends(told.deletion.delete_after.as_ref()));
+        if known.is_none() {
+            match Grace::of(told, grace) {
+                Some(begun) => self.graces.insert(name.to_owned(), begun),
+                None => self.graces.remove(name),
+            };
+        }
+        self.graces.get(name).map_or(Duration::MAX, Grace::left)
+    }
+
+    /// For how long this process has known of the grace period that the status tells of, and what was left of it when
+    /// it first knew.
+    pub fn grace_of(
+        &self,
+        comune: &Comune,
+        grace: SignedDuration,
+        now: Timestamp,
+    ) -> (SignedDuration, SignedDuration) {
+        let deletion = comune.status.as_ref().and_then(|status| status.deletion.clone()).unwrap_or_default();
+        let known = self.graces.get(&comune.name_any());
+        match known.filter(|known| known.ends(deletion.delete_after.as_ref())) {
+            Some(known) => known.run(),
+            None => (SignedDuration::ZERO, grace_left(&deletion, grace, now)),
+        }
+    }
+
+    /// When a Comune was first admitted (RFC 3339): as its status tells, else as its namespaces remember, else now.
+    pub fn admitted_at(&mut self, comune: &Comune, now: Timestamp) -> String {
+        if let Some(told) = comune.status.as_ref().and_then(|status| status.seniority.clone()) {
+            return told;
+        }
+        let name = comune.name_any();
+        if let Some(remembered) = self.register.remembered(comune) {
+            return remembered.to_string();
+        }
+        let known = self.admissions.get(&name).filter(|(uid, _)| *uid == comune.metadata.uid);
+        if let Some((_, at)) = known {
+            return at.clone();
+        }
+        let at = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+        self.admissions.insert(name, (comune.metadata.uid.clone(), at.clone()));
+        at
+    }
+
+    /// Takes note of a namespace as it is now, None when it is gone. Returns the Comuni whose place among the others has
+    /// changed by what it remembers.
+    pub fn note_namespace(&mut self, name: &str, seen: Option<&NamespaceSeen>) -> BTreeSet<String> {
+        self.register.note_namespace(name, seen)
+    }
+
+    /// Takes note of what a database server holds. Returns the Comuni that it is news for.
+    pub fn note_survey(&mut self, server: &str, at: Timestamp, found: Vec<Marked>) -> BTreeSet<String> {
+        let before = self.surveys.insert(server.to_owned(), (at, found.clone()));
+        let before = before.map(|(_, databases)| databases).unwrap_or_default();
+        let news = found.iter().filter(|marked| !before.contains(marked));
+        let gone = before.iter().filter(|marked| !found.contains(marked));
+        news.chain(gone).map(|marked| marked.comune.clone()).collect()
+    }
+
+    /// What each database server was last found to hold, with the time.
+    pub fn surveys(&self) -> &BTreeMap<String, (Timestamp, Vec<Marked>)> {
+        &self.surveys
+    }
+
+    /// What each database server was last found to hold of one Comune.
+    pub fn surveys_of(&self, comune: &Comune) -> BTreeMap<String, Survey> {
+        let name = comune.name_any();
+        let istat = &comune.spec.entity.istat;
+        let of = |found: &[Marked]| {
+            let own = found.iter().filter(|marked| marked.comune == name && marked.istat == *istat);
+            own.map(|marked| (marked.on_server.clone(), marked.database.clone())).collect()
+        };
+        let surveys = self.surveys.iter();
+        surveys
+            .map(|(server, (at, found))| (server.clone(), Survey { at: *at, databases: of(found) }))
+            .collect()
+    }
+
+    /// The database servers of the DataCenter in service.
+    pub fn database_servers(&self) -> Vec<DatabaseServer> {
+        let in_service = self.data_centers.get(&self.serves);
+        in_service.map(|in_service| in_service.spec.database_servers.clone()).unwrap_or_default()
+    }
+
+    /// A database server of the DataCenter in service.
+    pub fn database_server(&self, name: &str) -> Option<DatabaseServer> {
+        let servers = &self.data_centers.get(&self.serves)?.spec.database_servers;
+        servers.iter().find(|server| server.name == name).cloned()
     }
 
     /// All Comuni.
@@ -208,8 +347,9 @@ impl World {
         let is_current = of_generation == comune.metadata.generation;
         let mut seen = BTreeMap::new();
         for database in &comune.spec.databases {
-            let state =
-                self.databases.get(&(name.clone(), database.name.clone())).and_then(|s| s.seen.clone());
+            let key = (name.clone(), database.name.clone());
+            let dedicated = || self.dedicated.get(&key).and_then(|state| state.seen.clone());
+            let state = self.databases.get(&key).and_then(|state| state.seen.clone()).or_else(dedicated);
             let from_status = || {
                 let told = told.iter().find(|told| told.name == database.name)?;
                 if !told.ready || !is_current {
@@ -219,6 +359,7 @@ impl World {
                     system_identifier: told.system_identifier.clone().unwrap_or_default(),
                     provisioned_at: told.provisioned_at.as_ref()?.parse().ok()?,
                     database: told.database.clone(),
+                    details: Box::new(DatabaseDetails { as_told: true, ..DatabaseDetails::default() }),
                 })
             };
             if let Some(state) = state.or_else(from_status) {

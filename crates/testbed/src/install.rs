@@ -93,6 +93,7 @@ pub async fn install(instance: &Instance, what: &Installation, progress: &Progre
     .await?;
     // The first request makes the API server read in a new kind; until then it refuses to have it watched.
     run(instance, "kubectl", &["get", "comuni,datacenters,servicetemplates"], None).await?;
+    wait_for_policies(instance).await?;
     step.done("");
 
     let databases = instance.databases()?;
@@ -113,6 +114,40 @@ pub async fn install(instance: &Instance, what: &Installation, progress: &Progre
     apply_files(instance, &catalogue).await?;
     step.done("");
     Ok(())
+}
+
+/// The API server takes a second to act on new admission policies. What they refuse to everybody shows that it does: a
+/// namespace of a municipality with an owner; as a dry run, it is made in no case.
+async fn wait_for_policies(instance: &Instance) -> Result<()> {
+    let owned = json!({
+        "apiVersion": "v1",
+        "kind": "Namespace",
+        "metadata": {
+            "name": "conme-policies-in-force",
+            "labels": {"conme.venis.it/comune": "none"},
+            "ownerReferences": [{
+                "apiVersion": "conme.venis.it/v1alpha1",
+                "kind": "Comune",
+                "name": "none",
+                "uid": "00000000-0000-4000-8000-000000000000",
+            }],
+        },
+    })
+    .to_string();
+    let begin = Instant::now();
+    loop {
+        let args = ["create", "--dry-run=server", "--filename", "-"];
+        match run(instance, "kubectl", &args, Some(&owned)).await {
+            Err(error) if error.to_string().contains("conme-namespace-marks") => return Ok(()),
+            Err(error) => {
+                return Err(error).context("cannot tell whether the admission policies are in force");
+            }
+            Ok(_) if begin.elapsed() > START => {
+                bail!("the API server does not act on the admission policies; is policies.enabled true?")
+            }
+            Ok(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+        }
+    }
 }
 
 /// Starts the operator with a fresh token of its own ServiceAccount, and waits until it is ready.

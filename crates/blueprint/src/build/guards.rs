@@ -50,6 +50,9 @@ pub(super) fn guards(comune: &ValidComune, plot: &Plot<'_>) -> Vec<Desired> {
     if let Some(spec) = databases(comune, namespace) {
         guards.push(guard(Kind::NetworkPolicy, DATABASES_POLICY, ISOLATION, spec));
     }
+    if let Some(spec) = dedicated(comune, namespace) {
+        guards.push(guard(Kind::NetworkPolicy, "conme-dedicated", ISOLATION, spec));
+    }
     if let Some(spec) = declared_rules(comune, &plot.environment.name) {
         guards.push(guard(Kind::NetworkPolicy, "conme-declared", ISOLATION, spec));
     }
@@ -114,6 +117,36 @@ fn databases(comune: &ValidComune, namespace: &str) -> Option<Value> {
         })
         .collect();
     (!egress.is_empty()).then(|| json!({"podSelector": {}, "policyTypes": ["Egress"], "egress": egress}))
+}
+
+/// Around the servers of the environment's own: CloudNativePG's operator reaches them, and they reach the API server
+/// (<https://cloudnative-pg.io/documentation/current/networking>).
+fn dedicated(comune: &ValidComune, namespace: &str) -> Option<Value> {
+    let api_server = comune.network.api_server.as_ref()?;
+    let clusters: Vec<&str> = comune
+        .dedicated
+        .iter()
+        .filter(|database| database.namespace == namespace)
+        .map(|database| database.secret.as_str())
+        .collect();
+    let tcp = |ports: &[u16]| -> Vec<Value> {
+        ports.iter().map(|port| json!({"protocol": "TCP", "port": port})).collect()
+    };
+    let blocks: Vec<Value> = api_server.cidrs.iter().map(|cidr| json!({"ipBlock": {"cidr": cidr}})).collect();
+    let operator = json!({
+        "namespaceSelector":
+            {"matchLabels": {"kubernetes.io/metadata.name": comune.network.cloud_native_pg_namespace}},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "cloudnative-pg"}},
+    });
+    (!clusters.is_empty()).then(|| {
+        json!({
+            "podSelector":
+                {"matchExpressions": [{"key": "cnpg.io/cluster", "operator": "In", "values": clusters}]},
+            "policyTypes": ["Ingress", "Egress"],
+            "ingress": [{"from": [operator], "ports": tcp(&[8000, 5432])}],
+            "egress": [{"to": blocks, "ports": tcp(&api_server.ports)}],
+        })
+    })
 }
 
 fn declared_rules(comune: &ValidComune, environment: &str) -> Option<Value> {

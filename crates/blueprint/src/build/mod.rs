@@ -2,6 +2,7 @@
 //! [`validate`](crate::validate()).
 
 mod access;
+mod dedicated;
 mod guards;
 mod service;
 
@@ -10,7 +11,9 @@ use std::collections::BTreeMap;
 pub use access::{OPERATOR_ROLE, TENANT_ADMIN_ROLE, TENANT_VIEWER_ROLE};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use conme_api::{Engine, keys};
+pub use dedicated::{dedicated_cluster, dedicated_database};
 pub use guards::{DATABASES_POLICY, hard};
+use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
@@ -29,6 +32,8 @@ pub struct Plot<'a> {
     pub hard: Amounts,
     /// Set for an environment that the manifest no longer has: since when.
     pub orphaned_at: Option<String>,
+    /// Unique ids of the Comune, the present one first.
+    pub uids: String,
 }
 
 /// Every child of a Comune, but for the services that have to wait.
@@ -56,7 +61,21 @@ fn namespace(comune: &ValidComune, plot: &Plot<'_>) -> Desired {
     for mode in ["enforce", "audit", "warn"] {
         labels.insert(format!("pod-security.kubernetes.io/{mode}"), level.into());
     }
-    let mut annotations: BTreeMap<&str, String> = BTreeMap::new();
+    if comune.spec.cordoned {
+        labels.insert(keys::CORDONED.into(), "true".into());
+    }
+    if comune.spec.protected {
+        labels.insert(keys::PROTECTED.into(), "true".into());
+    }
+    let entity = &comune.spec.entity;
+    let mut annotations: BTreeMap<&str, String> = BTreeMap::from([
+        (keys::COMUNE_UID, plot.uids.clone()),
+        (keys::ENTITY_KIND, entity.kind.to_string()),
+        (keys::DISPLAY_NAME, entity.display_name.clone()),
+    ]);
+    if let Some(since) = &comune.admitted_at {
+        annotations.insert(keys::ADMITTED_AT, since.clone());
+    }
     let mut hostnames: Vec<&str> = comune
         .services
         .iter()
@@ -119,11 +138,32 @@ pub struct Binding<'a> {
     pub password: &'a str,
     /// Certificates that the server is known by (PEM).
     pub ca: Option<&'a str>,
+    /// What is noted on the Secret about a credential that is not the first; see [`CredentialNote`].
+    pub credential: Option<CredentialNote>,
+}
+
+/// What a binding Secret tells of its credential, in an annotation: the Secret is the one place where a new credential
+/// and the note about it are written together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CredentialNote {
+    /// 1 for the first credential; that one is not noted.
+    pub generation: u32,
+    /// When its password was made.
+    pub issued_at: Timestamp,
+}
+
+impl CredentialNote {
+    /// Reads the note of a live Secret.
+    pub fn of(secret: &Value) -> Option<Self> {
+        let (generation, issued_at) =
+            secret.pointer("/metadata/annotations")?.get(keys::CREDENTIAL)?.as_str()?.split_once('@')?;
+        Some(Self { generation: generation.parse().ok()?, issued_at: issued_at.parse().ok()? })
+    }
 }
 
 /// The binding Secret of a database.
 pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &Binding<'_>) -> Value {
-    let Binding { engine, host, port, database: name, username, password, ca } = binding;
+    let Binding { engine, host, port, database: name, username, password, ca, credential } = binding;
     let mut data = json!({
         "type": binding_type(*engine),
         "provider": "conme",
@@ -144,7 +184,7 @@ pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &B
         .flatten()
         .map(|(key, value)| (key.clone(), json!(BASE64.encode(value.as_str().unwrap_or_default()))))
         .collect();
-    json!({
+    let mut secret = json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": {
@@ -158,7 +198,11 @@ pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &B
         },
         "type": format!("servicebinding.io/{}", binding_type(*engine)),
         "data": encoded,
-    })
+    });
+    if let Some(CredentialNote { generation, issued_at }) = credential {
+        secret["metadata"]["annotations"] = json!({keys::CREDENTIAL: format!("{generation}@{issued_at}")});
+    }
+    secret
 }
 
 /// The word by which libraries for service bindings know a server: for them MariaDB is a server of the protocol of MySQL.

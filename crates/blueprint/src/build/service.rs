@@ -177,7 +177,14 @@ impl Builder<'_> {
         pod_labels[keys::COMUNE] = json!(self.comune.name);
         let mut pod_metadata = json!({"labels": pod_labels});
         if !self.service.version.files.is_empty() {
-            pod_metadata["annotations"] = json!({FILES: hash(&json!(self.file_contents()))});
+            pod_metadata["annotations"][FILES] = json!(hash(&json!(self.file_contents())));
+        }
+        let reads_binding = self.service.version.env.iter().any(|variable| variable.from_binding.is_some());
+        // Pods read the Secret once, when they start. The first credential is not told: it is no reason to restart.
+        if let Some(generation) =
+            self.service.credential.filter(|generation| reads_binding && *generation > 1)
+        {
+            pod_metadata["annotations"][keys::CREDENTIAL] = json!(generation.to_string());
         }
         let mut spec = json!({
             "selector": {"matchLabels": self.selector()},

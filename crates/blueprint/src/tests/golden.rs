@@ -73,6 +73,7 @@ fn the_binding_secret() {
         username: "dolo__protocollo__app",
         password: "s3gret0",
         ca: Some("-----BEGIN CERTIFICATE-----\n"),
+        credential: None,
     };
     let mariadb = Binding { engine: Engine::Mariadb, port: 3306, ..binding };
     for (name, binding) in [("object-Secret", binding), ("object-Secret-mariadb", mariadb)] {

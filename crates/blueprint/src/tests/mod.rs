@@ -1,6 +1,7 @@
 //! Tests that need several of the decisions together.
 
 mod converge;
+mod departing;
 mod golden;
 mod planning;
 mod reporting;
@@ -17,7 +18,8 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::{
-    DatabaseSeen, Observed, Register, Site, ValidComune, Verdict, fixtures, fixtures::parse, validate,
+    DatabaseDetails, DatabaseSeen, Observed, Register, Site, ValidComune, Verdict, fixtures, fixtures::parse,
+    validate,
 };
 
 /// The operator's ServiceAccount in tests.
@@ -87,6 +89,7 @@ pub fn database_ready(name: &str) -> DatabaseSeen {
         system_identifier: "7301".into(),
         provisioned_at: "2026-01-15T08:00:00Z".parse().unwrap(),
         database: format!("dolo__{name}"),
+        details: Box::new(DatabaseDetails::default()),
     }
 }
 

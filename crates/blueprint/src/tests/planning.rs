@@ -99,6 +99,78 @@ fn the_message_of_a_clash_names_the_command_that_hands_a_namespace_over() {
 }
 
 #[test]
+fn an_administration_without_istat_code_is_known_by_its_uid_or_else_by_kind_and_code_or_name() {
+    let unione = |uid: &str, edit: fn(&mut serde_json::Value)| {
+        let unione = edited(&fixtures::comune("dolo"), |comune| {
+            comune["metadata"]["uid"] = json!(uid);
+            comune["spec"]["entity"] =
+                json!({"kind": "Unione", "displayName": "Unione A", "ipa": "UDA", "population": 9000});
+            edit(comune);
+        });
+        valid(&unione)
+    };
+    let mut world = World::default();
+    settle(&mut world, &unione("u1", |_| {}));
+    let clashes = |comune: &ValidComune| planned(&world, comune).clashes;
+    assert_eq!(clashes(&unione("u2", |_| {})), []);
+    assert_eq!(clashes(&unione("u2", |u| u["spec"]["entity"]["displayName"] = json!("Unione B"))), []);
+    assert_eq!(clashes(&unione("u2", |u| u["spec"]["entity"]["ipa"] = json!(null))), []);
+    // Itself, whatever is corrected in its manifest.
+    assert_eq!(clashes(&unione("u1", |u| u["spec"]["entity"]["ipa"] = json!("UDB"))), []);
+    let others: [fn(&mut serde_json::Value); 4] = [
+        |u| u["spec"]["entity"]["ipa"] = json!("UDB"),
+        |u| {
+            u["spec"]["entity"]["ipa"] = json!(null);
+            u["spec"]["entity"]["displayName"] = json!("Unione B");
+        },
+        |u| u["spec"]["entity"]["kind"] = json!("CittaMetropolitana"),
+        |u| {
+            u["spec"]["entity"]["kind"] = json!("Comune");
+            u["spec"]["entity"]["istat"] = json!("027012");
+        },
+    ];
+    for (number, edit) in others.into_iter().enumerate() {
+        let found = clashes(&unione("u2", edit));
+        assert_eq!(found.len(), 1, "{number}");
+        assert!(found[0].message.contains("\"Unione A\" (Unione)"), "{}", found[0].message);
+        assert!(
+            found[0].message.contains("kubectl annotate namespace dolo-produzione"),
+            "{}",
+            found[0].message
+        );
+    }
+
+    // Applied again, it keeps the uid that its databases are marked with, and does not write it anew each time.
+    settle(&mut world, &unione("u2", |_| {}));
+    let at = ChildRef::of_namespace(PRODUZIONE);
+    assert_eq!(world.objects[&at].body["metadata"]["annotations"][keys::COMUNE_UID], "u2,u1");
+    settle(&mut world, &unione("u1", |_| {}));
+    assert_eq!(world.objects[&at].body["metadata"]["annotations"][keys::COMUNE_UID], "u1,u2");
+}
+
+#[test]
+fn cordoned_and_protected_are_written_on_every_namespace_and_come_off_again() {
+    let mut world = settled(&valid(&fixtures::full_comune()));
+    let marked = edited(&fixtures::full_comune(), |comune| {
+        comune["spec"]["cordoned"] = json!(true);
+        comune["spec"]["protected"] = json!(true);
+    });
+    let label = |world: &World, namespace: &str, key: &str| {
+        world.objects[&ChildRef::of_namespace(namespace)].body["metadata"]["labels"][key].clone()
+    };
+    settle(&mut world, &valid(&marked));
+    for namespace in [PRODUZIONE, COLLAUDO] {
+        assert_eq!(label(&world, namespace, keys::CORDONED), "true");
+        assert_eq!(label(&world, namespace, keys::PROTECTED), "true");
+    }
+    settle(&mut world, &valid(&fixtures::full_comune()));
+    for namespace in [PRODUZIONE, COLLAUDO] {
+        assert!(label(&world, namespace, keys::CORDONED).is_null());
+        assert!(label(&world, namespace, keys::PROTECTED).is_null());
+    }
+}
+
+#[test]
 fn an_annotation_of_the_sad_hands_a_namespace_over() {
     let comune = valid(&fixtures::full_comune());
     for labels in
@@ -417,8 +489,7 @@ fn a_service_waits_for_its_database_but_a_deployed_one_does_not() {
     world.databases.clear();
     let quiet = planned(&world, &comune);
     assert!(quiet.is_empty() && quiet.waits.is_empty(), "{:?}", quiet.waits);
-    let more =
-        edited(&fixtures::full_comune(), |comune| comune["spec"]["services"][0]["replicas"] = json!(3));
+    let more = edited(&recorded(1), |comune| comune["spec"]["services"][0]["replicas"] = json!(3));
     let plan = planned(&world, &valid(&more));
     assert!(portale(&plan));
     // Its pods are gone and the database, too: it keeps the rest and waits.
@@ -426,6 +497,72 @@ fn a_service_waits_for_its_database_but_a_deployed_one_does_not() {
     let plan = planned(&world, &comune);
     assert!(plan.is_empty(), "{:?}", plan.actions().map(Action::at).collect::<Vec<_>>());
     assert_eq!(plan.waits.len(), 1);
+}
+
+/// A Comune with a database that is on record, with the generation of its credential.
+fn recorded(generation: u32) -> conme_api::Comune {
+    let mut comune = fixtures::full_comune();
+    comune.status = Some(fixtures::parse(json!({"databases": [{
+        "name": "protocollo", "ready": true, "reason": "AsDeclared", "message": "", "server": "pg-uno",
+        "database": "dolo__protocollo", "secret": "dolo-produzione/db-protocollo",
+        "provisionedAt": "2026-01-15T08:00:00Z",
+        "credential": {"login": "dolo__protocollo__app", "issuedAt": "2026-01-15T08:00:00Z", "generation": generation},
+    }]})));
+    comune
+}
+
+#[test]
+fn pods_restart_for_a_new_credential_and_for_nothing_else_about_it() {
+    let at = ChildRef::new(Kind::Deployment, PRODUZIONE, "portale");
+    let template = |comune: &ValidComune| {
+        bodies(&plan(comune, &only_databases(comune), now()))[&at].body["spec"]["template"].clone()
+    };
+    let first = template(&valid(&fixtures::full_comune()));
+    assert_eq!(template(&valid(&recorded(1))), first, "the first one is no reason to restart");
+    let second = template(&valid(&recorded(2)));
+    assert_ne!(second, first);
+    assert_eq!(second["metadata"]["annotations"][keys::CREDENTIAL], "2");
+    let mut without = second.clone();
+    without["metadata"]["annotations"].as_object_mut().unwrap().remove(keys::CREDENTIAL);
+    assert_eq!(without, first);
+    // When it was issued, and what became of the one before, is nobody's business.
+    let later = edited(&recorded(2), |comune| {
+        let credential = &mut comune["status"]["databases"][0]["credential"];
+        credential["issuedAt"] = json!("2026-05-05T08:00:00Z");
+        credential["retiring"] = json!({"login": "x", "until": "2026-05-06T08:00:00Z"});
+    });
+    assert_eq!(template(&valid(&later)), second);
+    // `mappe` reads no binding.
+    let other = |comune: &ValidComune| {
+        bodies(&plan(comune, &only_databases(comune), now()))
+            [&ChildRef::new(Kind::Deployment, "dolo-collaudo", "mappe")]
+            .body
+            .clone()
+    };
+    assert_eq!(other(&valid(&recorded(2))), other(&valid(&recorded(1))));
+}
+
+#[test]
+fn pods_are_left_alone_while_it_is_not_known_which_credential_they_hold() {
+    let world = settled(&valid(&recorded(2)));
+    let deployment = ChildRef::new(Kind::Deployment, PRODUZIONE, "portale");
+    assert_eq!(
+        world.objects[&deployment].body["spec"]["template"]["metadata"]["annotations"][keys::CREDENTIAL],
+        "2"
+    );
+    // A backup was restored without the status, and the database has not been looked at yet.
+    let mut unknown = world.observe("dolo");
+    unknown.databases.clear();
+    let lost = valid(&fixtures::full_comune());
+    assert!(plan(&lost, &unknown, now()).is_empty());
+    // It has been looked at, but is not on record yet.
+    let mut seen = world.observe("dolo");
+    if let Some(DatabaseSeen::Ready { details, .. }) = seen.databases.get_mut("protocollo") {
+        let status = recorded(2).status.unwrap();
+        details.credential.clone_from(&status.databases[0].credential);
+    }
+    assert!(plan(&lost, &seen, now()).is_empty());
+    assert!(planned(&world, &valid(&recorded(2))).is_empty());
 }
 
 #[test]

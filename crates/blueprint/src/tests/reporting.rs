@@ -12,8 +12,8 @@ use super::{
     world::{Fate, World},
 };
 use crate::{
-    ChildRef, DatabaseSeen, Failure, Kind, Observed, Plan, PodsSeen, Verdict, amount::Amount, fixtures,
-    plan::plan, report, without_volatile,
+    ChildRef, DatabaseDetails, DatabaseSeen, Failure, Kind, Observed, Plan, PodsSeen, Stopped, Survey,
+    Verdict, amount::Amount, fixtures, plan::plan, report, without_volatile,
 };
 
 /// One look at a Comune: everything that a report is made of.
@@ -523,6 +523,43 @@ fn a_database_that_leaves_while_the_manifest_is_invalid_is_still_listed() {
 }
 
 #[test]
+fn the_server_remembers_what_a_new_status_cannot_and_forgets_what_was_dropped() {
+    let mut look = full();
+    look.store();
+    look.edit(|comune| {
+        comune["spec"]["databases"] = json!([]);
+        comune["spec"]["services"].as_array_mut().unwrap().remove(0);
+        comune["status"] = json!(null);
+    });
+    look.observed.databases.clear();
+    let survey = |at: Timestamp, databases: &[&str]| {
+        let databases = databases.iter().map(|name| (format!("dolo__{name}"), (*name).to_owned()));
+        BTreeMap::from([("pg-uno".to_owned(), Survey { at, databases: databases.collect() })])
+    };
+    let databases = |status: &ComuneStatus| {
+        let names = orphans(status).into_iter().filter(|(kind, ..)| *kind == "Database");
+        names.map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(databases(&look.report()), Vec::<String>::new(), "nobody remembers");
+    look.observed.surveys = survey(now(), &["protocollo"]);
+    assert_eq!(databases(&look.store()), ["pg-uno/dolo__protocollo"]);
+    // A look from before it became an orphan proves nothing; a later one does.
+    look.observed.surveys = survey(now(), &[]);
+    assert_eq!(databases(&look.store()), ["pg-uno/dolo__protocollo"]);
+    look.observed.surveys.clear();
+    assert_eq!(databases(&look.store()), ["pg-uno/dolo__protocollo"], "a server that is down");
+    look.observed.surveys = survey(look.now, &[]);
+    assert_eq!(databases(&look.store()), Vec::<String>::new());
+    // What is declared on this server is none; what has stayed on another one is.
+    let declared = |server: &str| json!([{"name": "protocollo", "engine": "postgresql", "placement": {"shared": server}}]);
+    look.observed.surveys = survey(look.now, &["protocollo"]);
+    look.edit(|comune| comune["spec"]["databases"] = declared("pg-uno"));
+    assert_eq!(databases(&look.report()), Vec::<String>::new());
+    look.edit(|comune| comune["spec"]["databases"] = declared("pg-due"));
+    assert_eq!(databases(&look.report()), ["pg-uno/dolo__protocollo"]);
+}
+
+#[test]
 fn a_database_that_never_was_leaves_no_orphan() {
     let mut look = full();
     look.observed.databases.clear();
@@ -690,4 +727,121 @@ fn problems_of_services_are_told_also_when_the_whole_is_stopped() {
     well_formed(&status);
     assert!(condition(&status, reasons::ADMITTED).message.contains("`enorme`"));
     assert!(condition(&status, reasons::SERVICES_DEPLOYED).message.contains("`ghost`"));
+}
+
+fn with_details(look: &mut Look, details: DatabaseDetails) {
+    let Some(DatabaseSeen::Ready { details: known, .. }) = look.observed.databases.get_mut("protocollo")
+    else {
+        panic!("not ready")
+    };
+    **known = details;
+}
+
+#[test]
+fn a_database_is_told_before_it_is_full_and_when_it_is() {
+    const GIB: u64 = 1 << 30;
+    let mut look = full();
+    let of = |size_bytes: u64, stopped: Stopped| DatabaseDetails {
+        size_bytes,
+        max_bytes: Some(50 * GIB),
+        stopped,
+        ..DatabaseDetails::default()
+    };
+    with_details(&mut look, of(44 * GIB, Stopped::No));
+    let status = look.report();
+    assert_eq!(
+        (status.databases[0].reason.as_str(), status.databases[0].size.as_deref()),
+        ("AsDeclared", Some("44Gi/50Gi"))
+    );
+    with_details(&mut look, of(45 * GIB, Stopped::No));
+    let status = look.report();
+    let told = condition(&status, reasons::DATABASES_READY);
+    assert_eq!((told.status.as_str(), told.reason.as_str()), ("True", reasons::AS_DECLARED));
+    assert!(
+        told.message.contains("45Gi of 50Gi") && told.message.contains("raise maxSize"),
+        "{}",
+        told.message
+    );
+    assert_eq!(status.databases[0].reason, reasons::DATABASE_NEARLY_FULL);
+    for (stopped, word) in [(Stopped::ReadOnly, "VACUUM FULL"), (Stopped::Closed, "cannot log in")] {
+        with_details(&mut look, of(51 * GIB, stopped));
+        let status = look.report();
+        well_formed(&status);
+        for type_ in [reasons::DATABASES_READY, reasons::READY] {
+            let told = condition(&status, type_);
+            assert_eq!((told.status.as_str(), told.reason.as_str()), ("False", reasons::DATABASE_FULL));
+            assert!(told.message.contains(word) && told.message.contains("51Gi of 50Gi"), "{}", told.message);
+        }
+    }
+    // Right after a start that still holds.
+    let before = look.store();
+    look.observed.databases.clear();
+    assert_eq!(look.report().databases, before.databases);
+}
+
+#[test]
+fn a_size_is_told_anew_only_when_it_is_another() {
+    const MIB: u64 = 1 << 20;
+    let mut look = full();
+    let mut told = |bytes: u64, max_bytes: Option<u64>| {
+        with_details(
+            &mut look,
+            DatabaseDetails { size_bytes: bytes, max_bytes, ..DatabaseDetails::default() },
+        );
+        look.store().databases[0].size.clone().unwrap()
+    };
+    assert_eq!(told(8 * MIB - 1, None), "7Mi");
+    assert_eq!(told(8 * MIB + 1, None), "7Mi", "it has hardly moved");
+    assert_eq!(told(9 * MIB, None), "9Mi");
+    assert_eq!(told(8 * MIB, None), "8Mi");
+    assert_eq!(told(8 * MIB, Some(50 * MIB)), "8Mi/50Mi");
+    assert_eq!(told(8 * MIB, Some(60 * MIB)), "8Mi/60Mi");
+}
+
+#[test]
+fn the_credential_stays_on_record_whatever_happens() {
+    let mut look = full();
+    let credential: conme_api::CredentialStatus = fixtures::parse(json!({
+        "login": "dolo__protocollo__app2", "issuedAt": "2026-03-01T00:00:00Z", "generation": 2,
+        "retiring": {"login": "dolo__protocollo__app", "until": "2026-03-02T00:00:00Z"},
+    }));
+    with_details(
+        &mut look,
+        DatabaseDetails {
+            credential: Some(credential.clone()),
+            retirement: Some("the login before ends soon".into()),
+            ..DatabaseDetails::default()
+        },
+    );
+    let before = look.store();
+    assert_eq!(before.databases[0].credential.as_ref(), Some(&credential));
+    assert!(
+        before.databases[0].message.ends_with("; the login before ends soon"),
+        "{:?}",
+        before.databases[0]
+    );
+    look.database(reasons::SERVER_UNREACHABLE, "no route");
+    assert_eq!(look.store().databases[0].credential.as_ref(), Some(&credential));
+    look.observed.databases.clear();
+    assert_eq!(look.store().databases[0].credential.as_ref(), Some(&credential));
+    // Known from the status only: word by word what was told.
+    let mut look = full();
+    look.comune.status = Some(before.clone());
+    with_details(&mut look, DatabaseDetails { as_told: true, ..DatabaseDetails::default() });
+    assert_eq!(look.report().databases, before.databases);
+}
+
+#[test]
+fn rule_3_where_the_data_is_stays_on_record_when_the_manifest_names_another_server() {
+    let mut look = full();
+    let before = look.store();
+    look.edit(|comune| comune["spec"]["databases"][0]["placement"]["shared"] = json!("pg-altro"));
+    look.database(reasons::MOVED, "it is elsewhere");
+    for _ in 0..2 {
+        let status = look.store();
+        let told = &status.databases[0];
+        assert_eq!((told.ready, told.server.as_str()), (false, "pg-uno"));
+        assert_eq!(told.provisioned_at, before.databases[0].provisioned_at);
+        look.observed.databases.clear();
+    }
 }

@@ -234,7 +234,7 @@ fn a_problem_of_a_database_stops_it_and_the_services_that_are_bound_to_it() {
         (
             json!({"placement": {"dedicated": {"instances": 3, "storage": "9Gi"}}}),
             "placement.dedicated",
-            &["not offered", "shared"],
+            &["spec.network.apiServer in the DataCenter"],
         ),
         (
             json!({"extensions": ["pg_trgm", "postgis"]}),
@@ -269,6 +269,41 @@ fn a_problem_of_a_database_stops_it_and_the_services_that_are_bound_to_it() {
             ),
         ],
     );
+}
+
+#[test]
+fn rule_3_data_does_not_move_to_another_server_by_an_edit() {
+    let mut bench = Bench::new();
+    let mut data_center = fixtures::data_center();
+    let mut second = data_center.spec.database_servers[0].clone();
+    second.name = "pg-due".into();
+    data_center.spec.database_servers.push(second);
+    bench.set_data_center(Some(data_center));
+    let mut comune = with_database(json!({"placement": {"shared": "pg-due"}}));
+    assert_eq!(bench.verdict(&comune).problems, [], "what has never been provisioned may be anywhere");
+    let told = |server: &str, provisioned: Option<&str>| -> Option<conme_api::ComuneStatus> {
+        Some(parse(json!({"databases": [{
+            "name": "protocollo", "ready": true, "reason": "AsDeclared", "message": "", "server": server,
+            "database": "dolo__protocollo", "secret": "", "provisionedAt": provisioned,
+        }]})))
+    };
+    comune.status = told("pg-uno", None);
+    assert_eq!(bench.verdict(&comune).problems, []);
+    comune.status = told("pg-uno", Some("2026-01-15T08:00:00Z"));
+    let problems = bench.verdict(&comune).problems;
+    let moved = problems.iter().find(|problem| problem.scope == database("protocollo")).unwrap();
+    assert_eq!(
+        (moved.reason, moved.path.as_str()),
+        (reasons::MOVED, "spec.databases[protocollo].placement.shared")
+    );
+    assert!(
+        moved.message.contains("`shared: pg-uno`") && moved.message.contains("migration"),
+        "{}",
+        moved.message
+    );
+    // A server that is not listed any more may have got another name: its identity decides, when it is asked.
+    comune.status = told("pg-vecchio", Some("2026-01-15T08:00:00Z"));
+    assert_eq!(bench.verdict(&comune).problems, []);
 }
 
 #[test]

@@ -8,8 +8,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::{
-    Action, ChildRef, ChildSeen, ChildState, DatabaseSeen, Desired, Kind, NamespaceSeen, Observed, Plan,
-    PodsSeen, ValidComune, Wave, amount::Amount, capacity::Amounts, plan::plan, quota::QuotaSeen,
+    Action, ChildRef, ChildSeen, ChildState, DatabaseDetails, DatabaseSeen, Desired, Kind, NamespaceSeen,
+    Observed, Plan, PodsSeen, ValidComune, Wave, amount::Amount, capacity::Amounts, plan::plan,
+    quota::QuotaSeen,
 };
 
 /// What happens to one call.
@@ -238,6 +239,7 @@ impl World {
                 system_identifier: "7301".into(),
                 provisioned_at: Timestamp::UNIX_EPOCH,
                 database: format!("{comune}__{database}"),
+                details: Box::new(DatabaseDetails::default()),
             };
             observed.databases.insert(database.clone(), ready);
         }

@@ -11,18 +11,21 @@ mod plan;
 mod removal;
 mod secure;
 mod step;
+mod survey;
 #[cfg(test)]
 mod tests;
 
 pub use connect::Session;
 pub use observe::{Grant, Observed, SeenAccount, SeenDatabase, observe};
 pub use plan::plan;
-pub use removal::{Removal, drop_database_while, plan_removal};
+pub(crate) use removal::remove;
+pub use removal::{Removal, plan_removal};
 pub(crate) use secure::secure_server;
 pub use step::{Account, Kind, Step};
+pub(crate) use survey::marked_databases;
 
 use crate::call::{Doing, now, within};
-use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server};
+use crate::{Binding, Desired, Growth, Login, Names, Outcome, Problem, Provisioned, Secret, Server};
 use connect::Refusal;
 
 /// The database in which the server remembers what is Con.Me's. No tenant's database can have this name: theirs hold
@@ -42,6 +45,12 @@ pub(crate) async fn ensure(
     go_on: &GoOn<'_>,
 ) -> Result<Outcome, Problem> {
     let names = desired.names()?;
+    if desired.login == Login::Second || !desired.open {
+        return Err(Problem::NotSupported {
+            what: "a second login or a closed database",
+            advice: "take the annotation that asks for a rotation away",
+        });
+    }
     let doing = Doing::new("connect");
     let work = async {
         let admin = Session::admin(server).await?;
@@ -143,6 +152,10 @@ impl Work<'_> {
             undeclared_extensions: Vec::new(),
             other_grantees: plan::other_grantees(observed),
             login_proved,
+            other_login_open: false,
+            other_sessions: 0,
+            generation: 1,
+            growth: Growth::Free,
             binding: Binding {
                 host: self.server.host.clone(),
                 port: self.server.port,

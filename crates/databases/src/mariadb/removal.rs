@@ -6,7 +6,7 @@ use super::{
 };
 use crate::call::{Doing, within};
 use crate::tag::{self, Claim};
-use crate::{Desired, Names, Problem, Server};
+use crate::{Desired, Names, Problem, Removed, Server};
 
 const ADVICE: &str = "Nothing was dropped. Correct its entry in conme_registry.owners if it is this Comune's, or set `deletionPolicy: Retain` on the database";
 
@@ -133,19 +133,11 @@ fn is_ours_to_drop(desired: &Desired, names: &Names, observed: &Observed, mark: 
     Ok(())
 }
 
-/// Drops one database with its account and their entries in the registry, after ending the application's sessions. What
-/// is gone already is no error. Returns what was done, in a few words each.
-///
-/// Asks `go_on`, with the words of the step, right before each step. Whoever calls has a person's word for it.
-///
-/// # Errors
-/// [`Problem::NotOurs`] when the database is not provably of `desired.tag`; nothing was dropped then.
-/// [`Problem::Stopped`] when `go_on` said no, and those of any call.
-pub async fn drop_database_while(
+pub(crate) async fn remove(
     server: &Server,
     desired: &Desired,
     go_on: &(dyn Fn(&str) -> bool + Send + Sync),
-) -> Result<Vec<String>, Problem> {
+) -> Result<Removed, Problem> {
     let names = desired.names()?;
     let doing = Doing::new("connect");
     let work = async {
@@ -163,7 +155,7 @@ async fn drop_all(
     names: &Names,
     go_on: &(dyn Fn(&str) -> bool + Send + Sync),
     doing: &Doing,
-) -> Result<Vec<String>, Problem> {
+) -> Result<Removed, Problem> {
     doing.set(format!("wait for the lock of database {}", names.database()));
     if !admin.lock(names.database()).await? {
         return Err(Problem::Busy { database: names.database().to_owned() });
@@ -181,5 +173,5 @@ async fn drop_all(
         tracing::info!(database = names.database(), change = %words, "dropped on the database server");
         changed.push(words);
     }
-    Ok(changed)
+    Ok(Removed { changed })
 }

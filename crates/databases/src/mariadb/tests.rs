@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 
 use super::*;
-use crate::{MissingData, OwnerTag};
+use crate::{Login, MissingData, OtherLogin, OwnerTag};
 
 const TAG: &str = r#"{"managed-by":"conme","comune":"dolo","database":"sito","istat":"027012","uid":"u1"}"#;
 const DB: &str = "dolo__sito";
@@ -17,12 +17,18 @@ fn desired() -> Desired {
     Desired {
         comune: "dolo".into(),
         database: "sito".into(),
-        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into() },
+        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into(), former_uids: Vec::new() },
         extensions: BTreeSet::new(),
         allowed_extensions: BTreeSet::new(),
         connection_limit: Some(40),
         locale: None,
         adopt: false,
+        login: Login::First,
+        other_login: OtherLogin::Close,
+        generation: None,
+        open: true,
+        max_bytes: None,
+        moved_from: None,
         provisioned: None,
     }
 }

@@ -13,7 +13,7 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::Step;
+use super::{Removal, Step};
 use crate::{Problem, Secret, Server, TlsMode, authority};
 
 /// How long a connection may take to say goodbye.
@@ -82,9 +82,9 @@ impl Session {
             .connect_timeout(limits.connect)
             .keepalives_idle(Duration::from_secs(30))
             // An empty search path: whatever a tenant puts into its schemas, the administrator never calls it by
-            // a name without a schema.
+            // a name without a schema. And a database whose growth is stopped does not stop the administrator.
             .options(format!(
-                "-c search_path= -c statement_timeout={} -c lock_timeout={}",
+                "-c search_path= -c default_transaction_read_only=off -c statement_timeout={} -c lock_timeout={}",
                 limits.statement.as_millis(),
                 limits.lock.as_millis(),
             ));
@@ -129,6 +129,11 @@ impl Session {
     /// # Errors
     /// As any statement on the server.
     pub async fn execute(&self, step: &Step) -> Result<(), Problem> {
+        self.client.batch_execute(&step.sql()).await.map_err(|error| self.problem(&error, &step.words()))
+    }
+
+    /// Runs one step of a removal.
+    pub(super) async fn remove(&self, step: &Removal) -> Result<(), Problem> {
         self.client.batch_execute(&step.sql()).await.map_err(|error| self.problem(&error, &step.words()))
     }
 

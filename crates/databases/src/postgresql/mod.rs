@@ -7,8 +7,10 @@
 mod connect;
 mod observe;
 mod plan;
+mod removal;
 mod secure;
 mod step;
+mod survey;
 #[cfg(test)]
 mod tests;
 
@@ -18,11 +20,14 @@ pub use observe::{
     observe_available, observe_inside,
 };
 pub use plan::plan;
+pub(crate) use removal::remove;
+pub use removal::{Removal, plan_removal};
 pub(crate) use secure::secure_server;
 pub use step::{Object, Place, Step};
+pub(crate) use survey::marked_databases;
 
 use crate::call::{Doing, now, within};
-use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server, tag};
+use crate::{Binding, Desired, Growth, Names, Outcome, Problem, Provisioned, Secret, Server};
 use connect::Refusal;
 
 /// The database that statements for the whole server are run in.
@@ -71,8 +76,13 @@ impl Work<'_> {
             return Err(Problem::Busy { database: self.names.database().to_owned() });
         }
         let observed = self.converge().await?;
-        let login_proved = self.prove_login(password).await?;
-        Ok(self.outcome(&observed, login_proved))
+        let growth = plan::growth(self.desired, &observed);
+        let login_proved =
+            if plan::is_closed(self.desired, growth) { false } else { self.prove_login(password).await? };
+        for step in plan::afterwards(self.desired, &self.names, &observed) {
+            self.execute(&step).await?;
+        }
+        Ok(self.outcome(&observed, growth, login_proved))
     }
 
     /// Repeats look, decide, act until nothing is left to do.
@@ -118,12 +128,17 @@ impl Work<'_> {
             && database.allows_connections
             && database.connection_limit >= -1
         {
-            database.inside = Some(observe_inside(self.target().await?).await?);
+            database.inside = Some(self.inside().await?);
         }
         if observe::needs_available(self.desired, &observed) {
             observed.available = observe_available(&self.admin, self.desired).await?;
         }
         Ok(observed)
+    }
+
+    async fn inside(&mut self) -> Result<Inside, Problem> {
+        let names = self.names.clone();
+        observe_inside(self.target().await?, &names).await
     }
 
     async fn target(&mut self) -> Result<&Session, Problem> {
@@ -151,9 +166,10 @@ impl Work<'_> {
 
     /// Logs in as the application; sets the password when, and only when, the server says that it is another one.
     async fn prove_login(&mut self, password: &Secret) -> Result<bool, Problem> {
-        self.doing.set(format!("log in as {}", self.names.app()));
+        let role = self.names.login(self.desired.login).to_owned();
+        self.doing.set(format!("log in as {role}"));
         // A role made in this run has no password yet; asking would only leave a failed login in the server's log.
-        let created = format!("create role {}", self.names.app());
+        let created = format!("create role {role}");
         if !self.changed.contains(&created) {
             match self.log_in(password).await {
                 Err(Refusal::WrongPassword(_)) => {}
@@ -161,18 +177,22 @@ impl Work<'_> {
             }
         }
         let verifier = postgres_protocol::password::scram_sha_256(password.expose().as_bytes());
-        let step = Step::SetPassword { role: self.names.app().to_owned(), verifier: Secret::new(verifier) };
+        let step = Step::SetPassword { role, verifier: Secret::new(verifier) };
         self.execute(&step).await?;
         settled(self.log_in(password).await)
     }
 
     async fn log_in(&self, password: &Secret) -> Result<(), Refusal> {
-        Session::open(self.server, self.names.database(), self.names.app(), password).await?.close().await;
+        let role = self.names.login(self.desired.login);
+        Session::open(self.server, self.names.database(), role, password).await?.close().await;
         Ok(())
     }
 
-    fn outcome(&self, observed: &Observed, login_proved: bool) -> Outcome {
+    fn outcome(&self, observed: &Observed, growth: Growth, login_proved: bool) -> Outcome {
         let remembered = self.desired.provisioned.as_ref();
+        let other = self.names.login(self.desired.login.other());
+        let seen_other = observed.roles.get(other);
+        let closed_now = self.changed.contains(&Step::CloseLogin { role: other.to_owned() }.words());
         Outcome {
             changed: self.changed.clone(),
             provisioned: Provisioned {
@@ -187,11 +207,15 @@ impl Work<'_> {
             undeclared_extensions: plan::undeclared_extensions(self.desired, observed),
             other_grantees: plan::other_grantees(&self.names, observed),
             login_proved,
+            other_login_open: seen_other.is_some_and(|seen| seen.login) && !closed_now,
+            other_sessions: seen_other.map_or(0, |seen| seen.sessions),
+            generation: plan::generation(observed),
+            growth,
             binding: Binding {
                 host: self.server.host.clone(),
                 port: self.server.port,
                 database: self.names.database().to_owned(),
-                username: self.names.app().to_owned(),
+                username: self.names.login(self.desired.login).to_owned(),
             },
         }
     }

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use tokio_postgres::{error::SqlState, types::Type};
 
 use super::connect::Session;
-use crate::{Desired, Names, Problem};
+use crate::{Desired, Login, Names, Problem};
 
 /// What was seen on a server about one database.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -51,6 +51,15 @@ pub struct SeenRole {
     pub member_of: Vec<Membership>,
     /// Roles that are members of it, without superusers and the administrator itself.
     pub members: Vec<Membership>,
+    /// Settings of its sessions in all databases, as `name=value`.
+    #[serde(default)]
+    pub settings: Vec<String>,
+    /// Settings of its sessions in this database only, as `name=value`; they count more.
+    #[serde(default)]
+    pub settings_here: Vec<String>,
+    /// Its sessions in this database.
+    #[serde(default)]
+    pub sessions: u32,
 }
 
 /// The other end of a membership and who granted it.
@@ -60,6 +69,9 @@ pub struct Membership {
     pub role: String,
     /// Who granted it.
     pub grantor: String,
+    /// It gives the rights of the group, may be acted as, and may not be passed on.
+    #[serde(default)]
+    pub plain: bool,
 }
 
 /// A database as seen.
@@ -79,6 +91,12 @@ pub struct SeenDatabase {
     pub size_bytes: u64,
     /// Privileges on it, with the defaults spelled out.
     pub grants: Vec<Grant>,
+    /// Settings of all its sessions, as `name=value`.
+    #[serde(default)]
+    pub settings: Vec<String>,
+    /// A table of it is being rewritten, as by `VACUUM FULL`.
+    #[serde(default)]
+    pub rewriting: bool,
     /// What is inside; absent when it could not be looked at.
     #[serde(default)]
     pub inside: Option<Inside>,
@@ -104,6 +122,9 @@ pub struct Inside {
     pub extensions: BTreeMap<String, Vec<String>>,
     /// The schema `public`, if it exists.
     pub public: Option<SeenSchema>,
+    /// The application's second login owns something, which its role should own.
+    #[serde(default)]
+    pub strays: bool,
 }
 
 /// A schema as seen.
@@ -136,13 +157,20 @@ select json_build_object(
       'connection_limit', r.rolconnlimit,
       'expires', r.rolvaliduntil is not null and r.rolvaliduntil <> 'infinity',
       'member_of', coalesce((
-        select json_agg(json_build_object('role', g.rolname, 'grantor', pg_get_userbyid(m.grantor)) order by g.rolname, m.grantor)
+        select json_agg(json_build_object('role', g.rolname, 'grantor', pg_get_userbyid(m.grantor), 'plain', not m.admin_option
+            and coalesce((to_jsonb(m)->>'inherit_option')::bool, true) and coalesce((to_jsonb(m)->>'set_option')::bool, true)) order by g.rolname, m.grantor)
         from pg_auth_members m join pg_roles g on g.oid = m.roleid where m.member = r.oid), '[]'),
       'members', coalesce((
-        select json_agg(json_build_object('role', u.rolname, 'grantor', pg_get_userbyid(m.grantor)) order by u.rolname, m.grantor)
+        select json_agg(json_build_object('role', u.rolname, 'grantor', pg_get_userbyid(m.grantor), 'plain', not m.admin_option
+            and coalesce((to_jsonb(m)->>'inherit_option')::bool, true) and coalesce((to_jsonb(m)->>'set_option')::bool, true)) order by u.rolname, m.grantor)
         from pg_auth_members m join pg_roles u on u.oid = m.member
-        where m.roleid = r.oid and not u.rolsuper and u.rolname <> current_user), '[]')))
-    from pg_roles r where r.rolname in ($2, $3)), '{}'),
+        where m.roleid = r.oid and not u.rolsuper and u.rolname <> current_user), '[]'),
+      'settings', coalesce((select to_json(s.setconfig) from pg_db_role_setting s where s.setrole = r.oid and s.setdatabase = 0), '[]'),
+      'settings_here', coalesce((
+        select to_json(s.setconfig) from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase
+        where s.setrole = r.oid and d.datname = $1), '[]'),
+      'sessions', (select count(*) from pg_stat_activity a where a.usename = r.rolname and a.datname = $1)))
+    from pg_roles r where r.rolname in ($2, $3, $4)), '{}'),
   'database', (select json_build_object(
       'owner', pg_get_userbyid(d.datdba), 'comment', shobj_description(d.oid, 'pg_database'),
       'connection_limit', d.datconnlimit, 'allows_connections', d.datallowconn, 'template', d.datistemplate,
@@ -152,7 +180,9 @@ select json_build_object(
           'grantee', case when a.grantee <> 0 then pg_get_userbyid(a.grantee) end,
           'grantee_comment', shobj_description(a.grantee, 'pg_authid'),
           'privilege', a.privilege_type, 'grantable', a.is_grantable))
-        from aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a), '[]'))
+        from aclexplode(coalesce(d.datacl, acldefault('d', d.datdba))) a), '[]'),
+      'settings', coalesce((select to_json(s.setconfig) from pg_db_role_setting s where s.setrole = 0 and s.setdatabase = d.oid), '[]'),
+      'rewriting', exists(select from pg_stat_progress_cluster p where p.datid = d.oid))
     from pg_database d where d.datname = $1))::text";
 
 const INSIDE: &str = "
@@ -162,6 +192,10 @@ select json_build_object(
       from pg_depend p join pg_extension x on x.oid = p.refobjid
       where p.classid = 'pg_extension'::regclass and p.objid = e.oid and p.refclassid = 'pg_extension'::regclass), '[]'))
     from pg_extension e), '{}'),
+  'strays', exists(
+    select from pg_shdepend s join pg_database d on d.oid = s.dbid
+    where d.datname = current_database() and s.deptype = 'o' and s.refclassid = 'pg_authid'::regclass
+      and s.refobjid = (select r.oid from pg_roles r where r.rolname = $1)),
   'public', (select json_build_object(
       'owner', pg_get_userbyid(n.nspowner),
       'grants', coalesce((
@@ -183,7 +217,7 @@ where e.name = any($1)";
 /// # Errors
 /// As any statement on the server.
 pub async fn observe(admin: &Session, names: &Names) -> Result<Observed, Problem> {
-    let names = [names.database(), names.owner(), names.app()];
+    let names = [names.database(), names.owner(), names.login(Login::First), names.login(Login::Second)];
     let params = names.each_ref().map(|name| (name as _, Type::TEXT));
     let (seen, identifier) = tokio::join!(admin.json(SERVER, &params), system_identifier(admin));
     let mut seen: Observed = seen?;
@@ -195,8 +229,8 @@ pub async fn observe(admin: &Session, names: &Names) -> Result<Observed, Problem
 ///
 /// # Errors
 /// As any statement on the server.
-pub async fn observe_inside(target: &Session) -> Result<Inside, Problem> {
-    target.json(INSIDE, &[]).await
+pub async fn observe_inside(target: &Session, names: &Names) -> Result<Inside, Problem> {
+    target.json(INSIDE, &[(&names.login(Login::Second), Type::TEXT)]).await
 }
 
 /// Looks for the extensions that can be installed, of those that are declared or allowed.

@@ -164,7 +164,75 @@ pub enum Step {
         /// A SCRAM-SHA-256 verifier.
         verifier: Secret,
     },
+    /// Makes a role a member of another.
+    GrantMembership {
+        /// The group.
+        group: String,
+        /// The member.
+        member: String,
+    },
+    /// Lets every session of a role act as another from its begin, so that the other owns what it makes.
+    ActAs {
+        /// The role that logs in.
+        role: String,
+        /// The role that it acts as.
+        acts_as: String,
+    },
+    /// Takes back a setting that a role has made for its own sessions.
+    ResetSetting {
+        /// The role.
+        role: String,
+        /// In this database only.
+        database: Option<String>,
+        /// A fixed word.
+        setting: &'static str,
+    },
+    /// Gives everything that one role owns in the database to another.
+    HandOver {
+        /// The role that owns it.
+        from: String,
+        /// The role that shall own it.
+        to: String,
+    },
+    /// Takes a role its login and its password, both or neither.
+    CloseLogin {
+        /// The role.
+        role: String,
+    },
+    /// Ends the sessions of roles in a database.
+    EndSessions {
+        /// The database.
+        database: String,
+        /// The roles.
+        roles: Vec<String>,
+    },
+    /// Makes new sessions of a database read-only, or not any more.
+    ReadOnly {
+        /// The database.
+        database: String,
+        /// Whether they are.
+        on: bool,
+    },
+    /// Notes on a database which of its credentials has been handed out.
+    MarkCredential {
+        /// The database.
+        database: String,
+        /// The number of the credential.
+        generation: u32,
+    },
+    /// Notes on a database that its growth has been stopped, and at which size; or that it may grow.
+    MarkGrowth {
+        /// The database.
+        database: String,
+        /// For example `stopped@1024`; none when it may grow.
+        mark: Option<String>,
+    },
 }
+
+/// The setting in which [`Step::MarkGrowth`] keeps its note: only the administrator can change it.
+pub(super) const GROWTH_MARK: &str = "conme.growth";
+/// The setting in which [`Step::MarkCredential`] keeps its note.
+pub(super) const CREDENTIAL_MARK: &str = "conme.credential";
 
 impl Step {
     /// Where it must be run.
@@ -179,10 +247,19 @@ impl Step {
             | Self::OwnDatabase { .. }
             | Self::ResetFlags { .. }
             | Self::LimitConnections { .. }
-            | Self::SetPassword { .. } => Place::Server,
-            Self::CreateSchema { .. } | Self::OwnSchema { .. } | Self::CreateExtension { .. } => {
-                Place::Database
-            }
+            | Self::SetPassword { .. }
+            | Self::GrantMembership { .. }
+            | Self::ActAs { .. }
+            | Self::ResetSetting { .. }
+            | Self::CloseLogin { .. }
+            | Self::EndSessions { .. }
+            | Self::ReadOnly { .. }
+            | Self::MarkCredential { .. }
+            | Self::MarkGrowth { .. } => Place::Server,
+            Self::CreateSchema { .. }
+            | Self::OwnSchema { .. }
+            | Self::CreateExtension { .. }
+            | Self::HandOver { .. } => Place::Database,
             Self::Revoke { object, .. } | Self::Grant { object, .. } => object.place(),
         }
     }
@@ -259,6 +336,39 @@ impl Step {
             Self::SetPassword { role, verifier } => {
                 format!("ALTER ROLE {} PASSWORD {}", name(role), escape_literal(verifier.expose()))
             }
+            Self::GrantMembership { group, member } => format!("GRANT {} TO {}", name(group), name(member)),
+            Self::ActAs { role, acts_as } => {
+                format!("ALTER ROLE {} SET role = {}", name(role), escape_literal(acts_as))
+            }
+            Self::ResetSetting { role, database, setting } => {
+                let place = database.as_ref().map(|database| format!(" IN DATABASE {}", name(database)));
+                format!("ALTER ROLE {}{} RESET {setting}", name(role), place.unwrap_or_default())
+            }
+            Self::HandOver { from, to } => format!("REASSIGN OWNED BY {} TO {}", name(from), name(to)),
+            Self::CloseLogin { role } => format!("ALTER ROLE {} NOLOGIN PASSWORD NULL", name(role)),
+            Self::EndSessions { database, roles } => {
+                let roles: Vec<String> = roles.iter().map(|role| escape_literal(role)).collect();
+                format!(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND usename IN ({})",
+                    escape_literal(database),
+                    roles.join(", ")
+                )
+            }
+            Self::ReadOnly { database, on: true } => {
+                format!("ALTER DATABASE {} SET default_transaction_read_only = on", name(database))
+            }
+            Self::ReadOnly { database, on: false } => {
+                format!("ALTER DATABASE {} RESET default_transaction_read_only", name(database))
+            }
+            Self::MarkCredential { database, generation } => {
+                format!("ALTER DATABASE {} SET {CREDENTIAL_MARK} = '{generation}'", name(database))
+            }
+            Self::MarkGrowth { database, mark: Some(mark) } => {
+                format!("ALTER DATABASE {} SET {GROWTH_MARK} = {}", name(database), escape_literal(mark))
+            }
+            Self::MarkGrowth { database, mark: None } => {
+                format!("ALTER DATABASE {} RESET {GROWTH_MARK}", name(database))
+            }
         }
     }
 
@@ -297,6 +407,26 @@ impl Step {
             }
             Self::CreateExtension { extension, .. } => format!("install extension {extension}"),
             Self::SetPassword { role, .. } => format!("set the password of role {role}"),
+            Self::GrantMembership { group, member } => format!("make role {member} a member of {group}"),
+            Self::ActAs { role, acts_as } => format!("let role {role} act as {acts_as}"),
+            Self::ResetSetting { role, setting, .. } => format!("take back {setting} of role {role}"),
+            Self::HandOver { from, to } => format!("give what {from} owns to {to}"),
+            Self::CloseLogin { role } => format!("close the login of role {role}"),
+            Self::EndSessions { database, roles } => {
+                format!("end the sessions of {} in database {database}", roles.join(" and "))
+            }
+            Self::ReadOnly { database, on: true } => {
+                format!("make new sessions of database {database} read-only")
+            }
+            Self::ReadOnly { database, on: false } => {
+                format!("let new sessions of database {database} write")
+            }
+            Self::MarkCredential { database, generation } => {
+                format!("note on database {database}: credential {generation} has been handed out")
+            }
+            Self::MarkGrowth { database, mark } => {
+                format!("note on database {database}: {}", mark.as_deref().unwrap_or("it may grow"))
+            }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::*;
-use crate::{MissingData, OwnerTag};
+use crate::{Login, MissingData, OtherLogin, OwnerTag};
 
 const TAG: &str =
     r#"{"managed-by":"conme","comune":"dolo","database":"protocollo","istat":"027012","uid":"u1"}"#;
@@ -14,16 +14,22 @@ const DB: &str = "dolo__protocollo";
 const OWNER: &str = "dolo__protocollo__owner";
 const APP: &str = "dolo__protocollo__app";
 
-fn desired() -> Desired {
+pub(super) fn desired() -> Desired {
     Desired {
         comune: "dolo".into(),
         database: "protocollo".into(),
-        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into() },
+        tag: OwnerTag { istat: Some("027012".into()), uid: "u1".into(), former_uids: Vec::new() },
         extensions: BTreeSet::from(["pg_trgm".into()]),
         allowed_extensions: BTreeSet::from(["pg_trgm".into(), "cube".into(), "earthdistance".into()]),
         connection_limit: Some(40),
         locale: Some("C.UTF-8".into()),
         adopt: false,
+        login: Login::First,
+        other_login: OtherLogin::Close,
+        generation: None,
+        open: true,
+        max_bytes: None,
+        moved_from: None,
         provisioned: None,
     }
 }
@@ -35,7 +41,7 @@ fn available(schema: Option<&str>, requires: &[&str]) -> Available {
     }
 }
 
-fn empty_server() -> Observed {
+pub(super) fn empty_server() -> Observed {
     Observed {
         version: "15.18".into(),
         version_number: 150_018,
@@ -63,6 +69,9 @@ fn role(login: bool) -> SeenRole {
         expires: false,
         member_of: vec![],
         members: vec![],
+        settings: vec![],
+        settings_here: vec![],
+        sessions: 0,
     }
 }
 
@@ -76,7 +85,7 @@ fn grant(grantee: Option<&str>, privilege: &str) -> Grant {
     }
 }
 
-fn as_declared() -> Observed {
+pub(super) fn as_declared() -> Observed {
     let public = SeenSchema {
         owner: OWNER.into(),
         grants: vec![grant(Some(OWNER), "CREATE"), grant(Some(APP), "USAGE"), grant(Some(APP), "CREATE")],
@@ -96,7 +105,9 @@ fn as_declared() -> Observed {
                 grant(Some(APP), "CONNECT"),
                 grant(Some(APP), "TEMPORARY"),
             ],
-            inside: Some(Inside { extensions, public: Some(public) }),
+            settings: vec![],
+            rewriting: false,
+            inside: Some(Inside { extensions, public: Some(public), strays: false }),
         }),
         ..empty_server()
     }
@@ -112,7 +123,7 @@ fn after(change: impl FnOnce(&mut Observed)) -> Vec<String> {
     sql(&desired(), &observed)
 }
 
-fn database(observed: &mut Observed) -> &mut SeenDatabase {
+pub(super) fn database(observed: &mut Observed) -> &mut SeenDatabase {
     observed.database.as_mut().unwrap()
 }
 
@@ -189,7 +200,8 @@ fn drift_is_repaired_by_what_is_needed_only() {
 
 #[test]
 fn memberships_name_their_grantor_where_the_server_asks_for_it() {
-    let membership = || vec![Membership { role: "pg_read_all_data".into(), grantor: "postgres".into() }];
+    let membership =
+        || vec![Membership { role: "pg_read_all_data".into(), grantor: "postgres".into(), plain: true }];
     let old = after(|seen| seen.roles.get_mut(APP).unwrap().member_of = membership());
     assert_eq!(old, [format!(r#"REVOKE "pg_read_all_data" FROM "{APP}" CASCADE"#)]);
     let new = after(|seen| {
@@ -257,11 +269,18 @@ fn whose_it_is() {
     }
     // Created anew: the ISTAT code tells; without one a person does.
     assert_eq!(sql(&desired(), &with_tag(Some(&TAG.replace("u1", "u0")))).len(), 3);
-    let unione = Desired { tag: OwnerTag { istat: None, uid: "u2".into() }, ..desired() };
+    let unione =
+        Desired { tag: OwnerTag { istat: None, uid: "u2".into(), former_uids: Vec::new() }, ..desired() };
     assert!(not_ours(&unione, Some(&tag(r#","istat":"027012""#))));
     let unione = Desired { adopt: true, ..unione };
     assert_eq!(sql(&unione, &with_tag(Some(&tag(r#","istat":"027012""#)))).len(), 3);
     assert!(not_ours(&unione, Some(TAG)));
+    // Or the uid that the same administration had before.
+    let former = |uid: &str| OwnerTag { istat: None, uid: "u2".into(), former_uids: vec![uid.into()] };
+    let comment = tag(r#","istat":"027012""#);
+    let unione = Desired { tag: former("u1"), ..desired() };
+    assert_eq!(sql(&unione, &with_tag(Some(&comment))).len(), 3);
+    assert!(not_ours(&Desired { tag: former("u9"), ..desired() }, Some(&comment)));
 
     // Made by us in a run that ended before the comment: told by the owner that is ours.
     let mut cut_off = as_declared();
