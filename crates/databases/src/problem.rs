@@ -162,15 +162,6 @@ pub enum Problem {
         left: String,
     },
 
-    /// Something that is not built for this kind of server.
-    #[error("{what} is not supported on this kind of server: {advice}. Nothing was changed")]
-    NotSupported {
-        /// What was asked for.
-        what: &'static str,
-        /// What to do next.
-        advice: &'static str,
-    },
-
     /// The server answered in a way that was not understood.
     #[error("{server} answered in an unknown form: {message}")]
     UnknownAnswer {
@@ -200,7 +191,6 @@ impl Problem {
             Self::Timeout { .. } => "Timeout",
             Self::Stopped { .. } => "Stopped",
             Self::NotConverged { .. } => "NotConverged",
-            Self::NotSupported { .. } => "NotSupported",
             Self::UnknownAnswer { .. } => "UnknownAnswer",
         }
     }
@@ -215,7 +205,6 @@ impl Problem {
             | Self::ExtensionNotAllowed { .. }
             | Self::ExtensionUnavailable { .. }
             | Self::AuthenticationFailed { .. }
-            | Self::NotSupported { .. }
             | Self::Tls { .. } => true,
             Self::Unreachable { .. }
             | Self::Server { .. }

@@ -7,12 +7,13 @@ use std::{
         Arc, Mutex, Weak,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conme_databases::{
-    Desired, Engine, Login, MissingData, OtherLogin, Outcome, OwnerTag, Problem, Secret, Server, Timeouts,
-    TlsMode, drop_database_while, ensure, ensure_while, secure_server,
+    Desired, Engine, Generation, Growth, Login, Marked, MissingData, OtherLogin, Outcome, OwnerTag, Problem,
+    Secret, Server, Timeouts, TlsMode, drop_database_while, ensure, ensure_while, marked_databases,
+    secure_server,
 };
 use conme_testbed::{DatabaseEndpoint, Ephemeral, Options, Progress};
 use mysql_async::{Conn, Error, OptsBuilder, SslOpts, prelude::Queryable};
@@ -80,7 +81,11 @@ impl MariaDb {
 
     /// A login independent of the crate under test.
     async fn login(&self, database: &str, user: &str) -> Result<Conn, Error> {
-        Conn::new(self.options(user, PASSWORD).db_name(Some(database))).await
+        self.login_with(database, user, PASSWORD).await
+    }
+
+    async fn login_with(&self, database: &str, user: &str, password: &str) -> Result<Conn, Error> {
+        Conn::new(self.options(user, password).db_name(Some(database))).await
     }
 
     async fn admin(&self) -> Conn {
@@ -707,4 +712,304 @@ async fn trouble_is_told_in_words() {
     let extended = Desired { extensions: BTreeSet::from(["pg_trgm".to_owned()]), ..desired("extended") };
     assert!(problem(&maria, &extended).await.to_string().contains("MariaDB has no extensions"));
     assert!(matches!(problem(&maria, &desired("Bad Name")).await, Problem::InvalidName(_)));
+}
+
+fn with(base: &Desired, login: Login, other_login: OtherLogin) -> Desired {
+    Desired { login, other_login, ..base.clone() }
+}
+
+async fn brought(maria: &MariaDb, desired: &Desired, password: &str) -> Outcome {
+    ensure(&maria.server(), desired, &Secret::new(password)).await.unwrap()
+}
+
+/// Brings about no more than `steps` of it. Answers whether that was all.
+async fn killed_after(maria: &MariaDb, desired: &Desired, password: &str, steps: usize) -> bool {
+    let done = AtomicUsize::new(0);
+    let go_on = |_: &str| done.fetch_add(1, Ordering::Relaxed) < steps;
+    match ensure_while(&maria.server(), desired, &Secret::new(password), go_on).await {
+        Ok(_) => true,
+        Err(Problem::Stopped { .. }) => false,
+        Err(problem) => panic!("{problem}"),
+    }
+}
+
+/// What the applications have been handed.
+#[derive(Clone, Debug)]
+struct Handed(Login, String);
+
+impl Handed {
+    async fn log_in(&self, maria: &MariaDb, desired: &Desired) -> Result<Conn, Error> {
+        let names = desired.names().unwrap();
+        maria.login_with(names.database(), names.login(self.0), &self.1).await
+    }
+
+    async fn opens(&self, maria: &MariaDb, desired: &Desired, when: &str) -> Conn {
+        match self.log_in(maria, desired).await {
+            Ok(session) => session,
+            Err(error) => panic!("{when}: {self:?} does not open the database: {error}"),
+        }
+    }
+
+    async fn is_shut_out(&self, maria: &MariaDb, desired: &Desired) {
+        let error = self.log_in(maria, desired).await.expect_err("shut out");
+        assert!([1045, 4151].contains(&code(&error)), "{error}");
+    }
+}
+
+async fn until_it_ends(session: &mut Conn) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while session.query_drop("select 1").await.is_ok() {
+        assert!(Instant::now() < deadline, "the session goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_rotation_killed_anywhere_leaves_the_credential_that_is_handed_out_valid() {
+    let maria = MariaDb::shared().await;
+    let base = desired("ruota");
+    brought(&maria, &base, "password-0").await;
+    let mut handed = Handed(Login::First, "password-0".to_owned());
+    handed.opens(&maria, &base, "new").await.query_drop("create table t (a int)").await.unwrap();
+    // There and back, so that each login is opened, refreshed and closed once.
+    for round in 1..=2 {
+        let next = handed.0.other();
+        let mut begun = 0;
+        let after = loop {
+            // Each attempt has a password of its own: what was written before the kill is known to nobody.
+            let password = format!("password-{round}-{begun}");
+            let opened = killed_after(&maria, &with(&base, next, OtherLogin::Keep), &password, begun).await;
+            handed.opens(&maria, &base, &format!("round {round}, killed after {begun} steps")).await;
+            if opened {
+                break Handed(next, password);
+            }
+            // The request may be taken back: then the other login ends, and a new attempt begins from there.
+            if begun % 2 == 1 {
+                brought(&maria, &with(&base, handed.0, OtherLogin::Close), &handed.1).await;
+                handed.opens(&maria, &base, "given up").await;
+            }
+            begun += 1;
+        };
+        assert!(begun >= 1, "the rotation was never cut off");
+        // Both are valid, on the same data.
+        let before = std::mem::replace(&mut handed, after);
+        let mut new = handed.opens(&maria, &base, "handed out").await;
+        new.query_drop("insert into t values (1)").await.unwrap();
+        before.opens(&maria, &base, "overlap").await.query_drop("insert into t values (2)").await.unwrap();
+        let kept = with(&base, handed.0, OtherLogin::Keep);
+        assert!(brought(&maria, &kept, &handed.1).await.changed.is_empty());
+        let mut closing = 0;
+        while !killed_after(&maria, &with(&base, handed.0, OtherLogin::Close), &handed.1, closing).await {
+            handed.opens(&maria, &base, &format!("round {round}, closing killed after {closing}")).await;
+            closing += 1;
+        }
+        assert!(closing >= 1);
+        before.is_shut_out(&maria, &base).await;
+        let outcome = brought(&maria, &with(&base, handed.0, OtherLogin::Close), &handed.1).await;
+        assert!(outcome.changed.is_empty() && !outcome.other_login_open, "{outcome:?}");
+    }
+    assert_eq!(maria.accounts_like("ruota%").await.len(), 2);
+}
+
+#[tokio::test]
+async fn a_login_that_is_in_use_is_not_closed_unless_it_has_to_be() {
+    let maria = MariaDb::shared().await;
+    let base = desired("usata");
+    brought(&maria, &base, "old").await;
+    let old = Handed(Login::First, "old".to_owned());
+    let mut session = old.opens(&maria, &base, "new").await;
+    for sql in
+        ["create table t (a int)", "create view v as select a from t", "create procedure p() select a from t"]
+    {
+        session.query_drop(sql).await.unwrap();
+    }
+    brought(&maria, &with(&base, Login::Second, OtherLogin::Keep), "new").await;
+    let patient = with(&base, Login::Second, OtherLogin::CloseWhenUnused);
+    let outcome = brought(&maria, &patient, "new").await;
+    assert!(
+        outcome.other_login_open && outcome.other_sessions >= 1 && outcome.changed.is_empty(),
+        "{outcome:?}"
+    );
+    session.query_drop("select 1").await.unwrap();
+    // No overlap is wanted, as after a leak: it ends, sessions included.
+    let outcome = brought(&maria, &with(&base, Login::Second, OtherLogin::Close), "new").await;
+    assert!(!outcome.other_login_open);
+    until_it_ends(&mut session).await;
+    old.is_shut_out(&maria, &base).await;
+    let mut new = Handed(Login::Second, "new".to_owned()).opens(&maria, &base, "after the leak").await;
+    // What the first login has made works on, although it is locked, and can be replaced and removed.
+    for sql in [
+        "select * from v",
+        "call p()",
+        "create or replace view v as select a as b from t",
+        "drop procedure p",
+        "alter table t add b int",
+    ] {
+        new.query_drop(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    // The second login has no way to anything else either.
+    for sql in ["use mysql", "use conme_registry", "alter user usata__sito__app@'%' account unlock"] {
+        refused(&mut new, sql).await;
+    }
+    // Its drift is repaired as that of the first.
+    let settled = with(&base, Login::Second, OtherLogin::Close);
+    for sql in [
+        "grant file on *.* to usata__sito__app2@'%'",
+        "alter user usata__sito__app2@'%' require none",
+        "alter user usata__sito__app2@'%' account lock",
+        "alter user usata__sito__app@'%' account unlock",
+        "revoke select on `usata\\_\\_sito`.* from usata__sito__app2@'%'",
+        "drop user usata__sito__app@'%'",
+    ] {
+        maria.run(sql).await;
+        let repaired = brought(&maria, &settled, "new").await;
+        assert!(!repaired.changed.is_empty(), "{sql}");
+        let again = brought(&maria, &settled, "new").await;
+        assert!(again.changed.is_empty() && !again.other_login_open, "{sql}: {again:?}");
+    }
+    old.is_shut_out(&maria, &base).await;
+}
+
+#[tokio::test]
+async fn rule_10_an_operator_that_was_overtaken_does_no_harm() {
+    let maria = MariaDb::shared().await;
+    let base = desired("sorpasso");
+    let as_of = |desired: Desired, number: u32, handed_out: bool| Desired {
+        generation: Some(Generation { number, handed_out }),
+        ..desired
+    };
+    let first = as_of(with(&base, Login::First, OtherLogin::Close), 1, true);
+    assert_eq!(brought(&maria, &first, "one").await.generation, 1);
+    let begin = as_of(with(&base, Login::Second, OtherLogin::Keep), 2, false);
+    brought(&maria, &begin, "two").await;
+    let second = as_of(begin.clone(), 2, true);
+    let outcome = brought(&maria, &second, "two").await;
+    assert_eq!(outcome.changed, ["note on database sorpasso__sito: credential 2 has been handed out"]);
+    // The other one was paused and goes on with what it knew: to close the login, to rotate by itself.
+    for (late, password) in [(&first, "one"), (&begin, "mine")] {
+        let told = ensure(&maria.server(), late, &Secret::new(password)).await.unwrap_err();
+        assert!(matches!(told, Problem::Overtaken { found: 2, .. }), "{told}");
+        Handed(Login::Second, "two".to_owned()).opens(&maria, &base, "overtaken").await;
+    }
+    // Nobody knows how many there were: the server tells.
+    let outcome = brought(&maria, &with(&base, Login::Second, OtherLogin::Keep), "two").await;
+    assert_eq!((outcome.generation, outcome.changed.len()), (2, 0));
+
+    // All of it goes with the database, and nothing else.
+    let marked = marked_databases(&maria.server()).await.unwrap();
+    let expected = Marked {
+        on_server: "sorpasso__sito".to_owned(),
+        comune: "sorpasso".to_owned(),
+        database: "sito".to_owned(),
+        istat: Some("027012".to_owned()),
+    };
+    assert!(marked.contains(&expected), "{marked:?}");
+    let removed = drop_database_while(&maria.server(), &base, |_| true).await.unwrap();
+    assert_eq!(removed.changed.len(), 9, "{removed:?}");
+    assert!(maria.accounts_like("sorpasso%").await.is_empty());
+    let left = "select count(*) from conme_registry.owners where name like 'sorpasso%'";
+    assert_eq!(maria.admin().await.query_first::<u64, _>(left).await.unwrap(), Some(0));
+    assert!(!marked_databases(&maria.server()).await.unwrap().contains(&expected));
+}
+
+#[tokio::test]
+async fn a_closed_database_lets_nobody_in_and_opens_again() {
+    let maria = MariaDb::shared().await;
+    let base = desired("chiusa");
+    converge(&maria, &base).await;
+    let mut session = maria.login("chiusa__sito", "chiusa__sito__app").await.unwrap();
+    let closed = Desired { open: false, ..base.clone() };
+    let outcome = converge(&maria, &closed).await;
+    assert!(!outcome.login_proved && !outcome.changed.is_empty());
+    until_it_ends(&mut session).await;
+    Handed(Login::First, PASSWORD.to_owned()).is_shut_out(&maria, &base).await;
+    assert!(converge(&maria, &closed).await.changed.is_empty());
+    converge(&maria, &base).await;
+    maria.login("chiusa__sito", "chiusa__sito__app").await.unwrap();
+    assert!(converge(&maria, &base).await.changed.is_empty());
+    // One that is closed from the beginning.
+    let new = Desired { open: false, ..desired("chiusa-nuova") };
+    converge(&maria, &new).await;
+    Handed(Login::First, PASSWORD.to_owned()).is_shut_out(&maria, &new).await;
+    assert!(converge(&maria, &new).await.changed.is_empty());
+}
+
+#[tokio::test]
+async fn a_full_database_may_be_read_and_cleared_up_and_then_goes_on() {
+    const MAX: u64 = 1 << 20;
+    let maria = MariaDb::shared().await;
+    let limited = Desired { max_bytes: Some(MAX), ..desired("piena") };
+    assert_eq!(converge(&maria, &limited).await.growth, Growth::Free);
+    let mut before = maria.login("piena__sito", "piena__sito__app").await.unwrap();
+    for sql in [
+        "create table t (a int primary key auto_increment, b varbinary(4000))",
+        "insert into t (b) select repeat('x', 4000) from seq_1_to_500",
+        "create procedure p() insert into t (b) values ('x')",
+    ] {
+        before.query_drop(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    // The server counts at leisure.
+    maria.run("analyze table piena__sito.t").await;
+    let stopped = converge(&maria, &limited).await;
+    assert!(
+        stopped.growth == Growth::Stopped && stopped.size_bytes >= MAX && stopped.login_proved,
+        "{stopped:?}"
+    );
+    assert!(converge(&maria, &limited).await.changed.is_empty());
+    until_it_ends(&mut before).await;
+    let mut app = maria.login("piena__sito", "piena__sito__app").await.unwrap();
+    for sql in [
+        "insert into t (b) values ('x')",
+        "update t set b = 'x'",
+        "create table u (a int)",
+        "create temporary table u (a int)",
+        "alter table t add c int",
+        "create index i on t (b)",
+        "call p()",
+    ] {
+        refused(&mut app, sql).await;
+    }
+    assert_eq!(column(&mut app, "select count(*) from t").await, ["500"]);
+    // Also the other login, from its begin.
+    let second = with(&limited, Login::Second, OtherLogin::Keep);
+    assert_eq!(brought(&maria, &second, "two").await.growth, Growth::Stopped);
+    let mut other = Handed(Login::Second, "two".to_owned()).opens(&maria, &limited, "full").await;
+    refused(&mut other, "insert into t (b) values ('x')").await;
+    brought(&maria, &with(&limited, Login::First, OtherLogin::Close), PASSWORD).await;
+
+    app.query_drop("delete from t where a < 10").await.unwrap();
+    app.query_drop("truncate table t").await.unwrap();
+    maria.run("analyze table piena__sito.t").await;
+    let free = converge(&maria, &limited).await;
+    assert!(free.growth == Growth::Free && free.size_bytes < MAX, "{free:?}");
+    assert!(converge(&maria, &limited).await.changed.is_empty());
+    until_it_ends(&mut app).await;
+    let mut app = maria.login("piena__sito", "piena__sito__app").await.unwrap();
+    for sql in ["call p()", "create table u (a int)", "drop table u"] {
+        app.query_drop(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+}
+
+#[tokio::test]
+async fn what_carries_a_former_uid_is_known_and_what_was_moved_is_told() {
+    let maria = MariaDb::shared().await;
+    let unions = |uid: &str, former: &[&str]| Desired {
+        tag: OwnerTag {
+            istat: None,
+            uid: uid.to_owned(),
+            former_uids: former.iter().map(|uid| (*uid).to_owned()).collect(),
+        },
+        ..desired("unione")
+    };
+    let outcome = converge(&maria, &unions("u1", &[])).await;
+    assert!(matches!(problem(&maria, &unions("u2", &[])).await, Problem::NotOurs { .. }));
+    let anew = unions("u2", &["u0", "u1"]);
+    assert_eq!(converge(&maria, &anew).await.changed.len(), 2);
+    assert!(converge(&maria, &anew).await.changed.is_empty());
+
+    let moved = Desired { moved_from: Some("maria-0".to_owned()), ..remembering(&anew, &outcome) };
+    assert!(converge(&maria, &moved).await.changed.is_empty(), "only its name is another one");
+    let mut elsewhere = moved;
+    elsewhere.provisioned.as_mut().unwrap().system_identifier = Some("another".to_owned());
+    let told = problem(&maria, &elsewhere).await;
+    assert!(matches!(&told, Problem::Moved { from, .. } if from == "maria-0"), "{told}");
 }

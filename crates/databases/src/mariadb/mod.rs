@@ -1,7 +1,7 @@
 //! MariaDB: look, decide, act, look again.
 //!
-//! On the server, a database has one account that the application logs in as, from any host and with TLS only, with
-//! rights on the data and the tables of that database. Whose a database and an account are is written in a small
+//! On the server, a database has an account that the application logs in as, from any host and with TLS only, with
+//! rights on the data and the tables of that database; from the first rotation on, a second one with the same rights. Whose a database and an account are is written in a small
 //! database of its own, [`REGISTRY`], which no application can reach, together with a random id of the server. Names of
 //! other databases are not visible to an application.
 
@@ -25,7 +25,7 @@ pub use step::{Account, Kind, Step};
 pub(crate) use survey::marked_databases;
 
 use crate::call::{Doing, now, within};
-use crate::{Binding, Desired, Growth, Login, Names, Outcome, Problem, Provisioned, Secret, Server};
+use crate::{Binding, Desired, Names, Outcome, Problem, Provisioned, Secret, Server};
 use connect::Refusal;
 
 /// The database in which the server remembers what is Con.Me's. No tenant's database can have this name: theirs hold
@@ -45,12 +45,6 @@ pub(crate) async fn ensure(
     go_on: &GoOn<'_>,
 ) -> Result<Outcome, Problem> {
     let names = desired.names()?;
-    if desired.login == Login::Second || !desired.open {
-        return Err(Problem::NotSupported {
-            what: "a second login or a closed database",
-            advice: "take the annotation that asks for a rotation away",
-        });
-    }
     let doing = Doing::new("connect");
     let work = async {
         let admin = Session::admin(server).await?;
@@ -79,7 +73,10 @@ impl Work<'_> {
             return Err(Problem::Busy { database: self.names.database().to_owned() });
         }
         let observed = self.converge().await?;
-        let login_proved = self.prove_login(password).await?;
+        let login_proved = if self.desired.open { self.prove_login(password).await? } else { false };
+        for step in plan::afterwards(self.desired, &self.names, &observed) {
+            self.execute(&step).await?;
+        }
         Ok(self.outcome(&observed, login_proved))
     }
 
@@ -115,11 +112,11 @@ impl Work<'_> {
 
     /// Logs in as the application; sets the password when, and only when, the server says that it is another one.
     async fn prove_login(&mut self, password: &Secret) -> Result<bool, Problem> {
-        let account = Account::any_host(self.names.app());
+        let account = Account::any_host(self.names.login(self.desired.login));
         self.doing.set(format!("log in as {}", account.name));
         // An account closed or made in this run has no password; asking would only leave a failed login in the log.
         let closed = [
-            Step::CreateAccount { account: account.clone(), limit: plan::limit(self.desired) },
+            Step::CreateAccount { account: account.clone(), limit: plan::limit(self.desired), open: true },
             Step::CloseAuthentication { account: account.clone() },
         ];
         if !closed.iter().any(|step| self.changed.contains(&step.words())) {
@@ -135,12 +132,16 @@ impl Work<'_> {
 
     async fn log_in(&self, password: &Secret) -> Result<(), Refusal> {
         let database = Some(self.names.database());
-        Session::open(self.server, database, self.names.app(), password).await?.close().await;
+        let user = self.names.login(self.desired.login);
+        Session::open(self.server, database, user, password).await?.close().await;
         Ok(())
     }
 
     fn outcome(&self, observed: &Observed, login_proved: bool) -> Outcome {
         let remembered = self.desired.provisioned.as_ref();
+        let other = Account::any_host(self.names.login(self.desired.login.other()));
+        let seen_other = observed.accounts.get(&other.name);
+        let closed_now = self.changed.contains(&Step::CloseLogin { account: other }.words());
         Outcome {
             changed: self.changed.clone(),
             provisioned: Provisioned {
@@ -152,15 +153,15 @@ impl Work<'_> {
             undeclared_extensions: Vec::new(),
             other_grantees: plan::other_grantees(observed),
             login_proved,
-            other_login_open: false,
-            other_sessions: 0,
-            generation: 1,
-            growth: Growth::Free,
+            other_login_open: seen_other.is_some_and(|seen| !seen.locked) && !closed_now,
+            other_sessions: seen_other.map_or(0, |seen| seen.sessions),
+            generation: plan::generation(observed),
+            growth: plan::growth(self.desired, observed),
             binding: Binding {
                 host: self.server.host.clone(),
                 port: self.server.port,
                 database: self.names.database().to_owned(),
-                username: self.names.app().to_owned(),
+                username: self.names.login(self.desired.login).to_owned(),
             },
         }
     }

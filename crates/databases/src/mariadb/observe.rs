@@ -1,11 +1,11 @@
 //! Reads the state of one database and of the server around it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
 use super::{Account, Kind, REGISTRY, Session, step::pattern};
-use crate::{Names, Problem};
+use crate::{Login, Names, Problem};
 
 /// What was seen on a server about one database.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,12 +16,16 @@ pub struct Observed {
     pub system_identifier: Option<String>,
     /// The database, if it exists.
     pub database: Option<SeenDatabase>,
-    /// The application's account, if it exists.
-    pub account: Option<SeenAccount>,
+    /// The accounts of the application that exist, by name.
+    pub accounts: BTreeMap<String, SeenAccount>,
     /// Whose the database is, by the registry.
     pub database_tag: Option<String>,
-    /// Whose the account is, by the registry.
-    pub account_tag: Option<String>,
+    /// Whose the accounts are, by name, by the registry.
+    pub account_tags: BTreeMap<String, String>,
+    /// The note on the credential that was handed out.
+    pub credential_note: Option<String>,
+    /// The note on the growth of the database.
+    pub growth_note: Option<String>,
     /// Accounts and roles of the same name for other hosts.
     pub namesakes: Vec<Account>,
     /// What others may do in the database.
@@ -46,8 +50,12 @@ pub struct SeenAccount {
     pub requires_tls: bool,
     /// Connections at a time; 0 is no limit.
     pub limit: u32,
-    /// `ACCOUNT LOCK`, an end date of the password, or another limit.
+    /// `ACCOUNT LOCK`
+    pub locked: bool,
+    /// An end date of the password, or another limit.
     pub hindered: bool,
+    /// Its sessions.
+    pub sessions: u32,
     /// What it may do in the database, by the pattern that only this database matches.
     pub privileges: BTreeSet<String>,
     /// What it may do besides that, in words: elsewhere, for the whole server, as a member of roles, pass on.
@@ -107,6 +115,7 @@ UNION SELECT CONCAT(Proc_priv, ' on routine ', Db, '.', Routine_name) FROM mysql
 UNION SELECT CONCAT('member of ', Role) FROM mysql.roles_mapping WHERE User = ? AND Host = '%'";
 const PROXIES: &str =
     "SELECT Proxied_user, Proxied_host FROM mysql.proxies_priv WHERE User = ? AND Host = '%'";
+const SESSIONS: &str = "SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE USER = ?";
 const GRANTS: &str = "SELECT User, Host, Db, Grant_priv FROM mysql.db";
 
 /// Looks at everything about one database.
@@ -114,7 +123,7 @@ const GRANTS: &str = "SELECT User, Host, Db, Grant_priv FROM mysql.db";
 /// # Errors
 /// As any statement on the server; [`Problem::UnknownAnswer`] when it is not MariaDB.
 pub async fn observe(admin: &mut Session, names: &Names) -> Result<Observed, Problem> {
-    let (database, app) = (names.database(), names.app());
+    let database = names.database();
     let version = version(admin).await?;
     let registry = Registry::read(admin).await?;
     let seen: Option<(String,)> = admin.rows(DATABASE, vec![database]).await?.into_iter().next();
@@ -125,17 +134,25 @@ pub async fn observe(admin: &mut Session, names: &Names) -> Result<Observed, Pro
             Some(SeenDatabase { comment, size_bytes: size.first().map_or(0, |(size,)| *size) })
         }
     };
-    let own = Account::any_host(app);
-    let mut account = None;
+    let logins = [Login::First, Login::Second].map(|login| names.login(login));
+    let own = logins.map(Account::any_host);
+    let mut accounts = BTreeMap::new();
+    let mut account_tags = BTreeMap::new();
     let mut namesakes = Vec::new();
-    for (host, shape) in admin.rows::<(String, String)>(ACCOUNTS, vec![app]).await? {
-        if host == own.host {
-            let shape = serde_json::from_str(&shape).map_err(|error| {
-                admin.unknown_answer(format!("an account that is not understood: {error}"))
-            })?;
-            account = Some(see_account(admin, names, &shape).await?);
-        } else {
-            namesakes.push(Account { name: app.to_owned(), host });
+    for own in &own {
+        let name = own.name.clone();
+        for (host, shape) in admin.rows::<(String, String)>(ACCOUNTS, vec![&name]).await? {
+            if host == own.host {
+                let shape = serde_json::from_str(&shape).map_err(|error| {
+                    admin.unknown_answer(format!("an account that is not understood: {error}"))
+                })?;
+                accounts.insert(name.clone(), see_account(admin, names, &name, &shape).await?);
+            } else {
+                namesakes.push(Account { name: name.clone(), host });
+            }
+        }
+        if let Some(tag) = registry.tag(Kind::Account, &name) {
+            account_tags.insert(name, tag);
         }
     }
     let others = admin
@@ -148,22 +165,29 @@ pub async fn observe(admin: &mut Session, names: &Names) -> Result<Observed, Pro
             pattern,
             grantable: grantable == "Y",
         })
-        .filter(|grant| grant.account != own && matches(&grant.pattern, database))
+        .filter(|grant| !own.contains(&grant.account) && matches(&grant.pattern, database))
         .collect();
     Ok(Observed {
         version,
         system_identifier: registry.id.clone(),
         database: seen_database,
-        account,
+        accounts,
         database_tag: registry.tag(Kind::Database, database),
-        account_tag: registry.tag(Kind::Account, app),
+        account_tags,
+        credential_note: registry.tag(Kind::Credential, database),
+        growth_note: registry.tag(Kind::Growth, database),
         namesakes,
         others,
     })
 }
 
-async fn see_account(admin: &mut Session, names: &Names, shape: &Shape) -> Result<SeenAccount, Problem> {
-    let (database, app) = (names.database(), names.app());
+async fn see_account(
+    admin: &mut Session,
+    names: &Names,
+    app: &str,
+    shape: &Shape,
+) -> Result<SeenAccount, Problem> {
+    let database = names.database();
     // As the server writes it; a name of ours has no character that it would escape.
     let grantee = format!("'{app}'@'%'");
     let grantee = grantee.as_str();
@@ -184,6 +208,7 @@ async fn see_account(admin: &mut Session, names: &Names, shape: &Shape) -> Resul
     let params = vec![grantee, grantee, database, grantee, database, app, database, app];
     excess.extend(admin.rows::<(String,)>(EXCESS, params).await?.into_iter().map(|(words,)| words));
     let proxies = admin.rows::<(String, String)>(PROXIES, vec![app]).await?;
+    let sessions: Vec<(u32,)> = admin.rows(SESSIONS, vec![app]).await?;
     let other_limit = shape.max_questions > 0
         || shape.max_updates > 0
         || shape.max_connections > 0
@@ -195,7 +220,9 @@ async fn see_account(admin: &mut Session, names: &Names, shape: &Shape) -> Resul
         requires_tls: shape.ssl_type == 1,
         // Below 0 stands for "no connection at all".
         limit: u32::try_from(shape.max_user_connections).unwrap_or(u32::MAX),
-        hindered: shape.account_locked || shape.password_lifetime != Some(0) || other_limit,
+        locked: shape.account_locked,
+        hindered: shape.password_lifetime != Some(0) || other_limit,
+        sessions: sessions.first().map_or(0, |(count,)| *count),
         privileges,
         excess,
         proxies: proxies.into_iter().map(|(name, host)| Account { name, host }).collect(),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{Account, Grant, Kind, Observed, SeenAccount, Step, step};
 use crate::{
-    Desired, MissingData, Names, Problem,
+    Before, Desired, Growth, Login, MissingData, Names, OtherLogin, Problem,
     tag::{self, Claim},
 };
 
@@ -14,8 +14,8 @@ use crate::{
 /// application by the last step only.
 ///
 /// # Errors
-/// [`Problem::DataMissing`], [`Problem::NotOurs`], [`Problem::ExtensionNotAllowed`] and [`Problem::InvalidName`]. Then
-/// nothing may be done.
+/// [`Problem::DataMissing`], [`Problem::Moved`], [`Problem::NotOurs`], [`Problem::Overtaken`],
+/// [`Problem::ExtensionNotAllowed`] and [`Problem::InvalidName`]. Then nothing may be done.
 pub fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem> {
     let names = desired.names()?;
     if let Some(extension) = desired.extensions.first() {
@@ -27,6 +27,8 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem
     }
     data_is_there(desired, &names, observed)?;
     all_is_ours(desired, &names, observed)?;
+    nobody_was_faster(desired, &names, observed)?;
+    let growth = growth(desired, observed);
 
     let mut steps = Vec::new();
     if observed.system_identifier.is_none() {
@@ -40,11 +42,112 @@ pub fn plan(desired: &Desired, observed: &Observed) -> Result<Vec<Step>, Problem
         });
     }
     register(&mut steps, desired, Kind::Database, names.database(), observed.database_tag.as_deref());
-    // Before the account: one that is found without an entry could be anybody's.
-    register(&mut steps, desired, Kind::Account, names.app(), observed.account_tag.as_deref());
     close(&mut steps, &observed.others);
-    account(&mut steps, desired, &names, observed.account.as_ref());
+    let handed_out = desired.generation.filter(|generation| generation.handed_out).map(|g| g.number);
+    if let Some(number) = handed_out.filter(|number| *number > generation(observed)) {
+        steps.push(note(&names, Kind::Credential, Some(number.to_string())));
+    }
+    if growth != Growth::Free && observed.growth_note.is_none() {
+        steps.push(note(&names, Kind::Growth, Some(STOPPING.to_owned())));
+    }
+    for login in [Login::First, Login::Second] {
+        let name = names.login(login);
+        let seen = observed.accounts.get(name);
+        if login == Login::Second && desired.login != login && seen.is_none() {
+            continue;
+        }
+        let entry = match (desired.open, desired.login == login) {
+            (false, _) => Entry::Closed,
+            (true, true) => Entry::Yes,
+            // Not before the login in force has been proved: see `afterwards`.
+            (true, false) => Entry::AsItIs,
+        };
+        // Before the account: one that is found without an entry could be anybody's.
+        register(
+            &mut steps,
+            desired,
+            Kind::Account,
+            name,
+            observed.account_tags.get(name).map(String::as_str),
+        );
+        account(&mut steps, desired, &names, name, seen, entry, growth);
+    }
+    size(&mut steps, &names, observed, growth);
     Ok(steps)
+}
+
+/// What is left to do once everything is as planned and the login in force has been proved: the login that is not in
+/// force ends, and so do sessions that nobody should have.
+pub(super) fn afterwards(desired: &Desired, names: &Names, observed: &Observed) -> Vec<Step> {
+    if !desired.open {
+        let used = observed.accounts.iter().filter(|(_, seen)| seen.sessions > 0);
+        return used.map(|(name, _)| Step::EndSessions { account: Account::any_host(name) }).collect();
+    }
+    let account = Account::any_host(names.login(desired.login.other()));
+    let Some(seen) = observed.accounts.get(&account.name).filter(|seen| !seen.locked) else {
+        return Vec::new();
+    };
+    let close = Step::CloseLogin { account: account.clone() };
+    match desired.other_login {
+        OtherLogin::Keep => Vec::new(),
+        OtherLogin::CloseWhenUnused if seen.sessions > 0 => Vec::new(),
+        OtherLogin::CloseWhenUnused => vec![close],
+        OtherLogin::Close => vec![close, Step::EndSessions { account }],
+    }
+}
+
+/// The number of the last credential that is known to have been handed out. The first one is not noted.
+pub(super) fn generation(observed: &Observed) -> u32 {
+    observed.credential_note.as_ref().and_then(|number| number.parse().ok()).unwrap_or(1)
+}
+
+/// A lease alone does not stop an operator that was paused: without this, it would close the login that another one has
+/// handed out, or change its password.
+fn nobody_was_faster(desired: &Desired, names: &Names, observed: &Observed) -> Result<(), Problem> {
+    let Some(known) = desired.generation else { return Ok(()) };
+    let found = generation(observed);
+    let overtaken = if known.handed_out { found > known.number } else { found >= known.number };
+    if !overtaken {
+        return Ok(());
+    }
+    Err(Problem::Overtaken { database: names.database().to_owned(), found, known: known.number })
+}
+
+/// Growth is being stopped: sessions from before may still write.
+const STOPPING: &str = "stopping";
+/// Growth has been stopped, also for the sessions of before.
+const STOPPED: &str = "stopped";
+
+/// Whether the database may grow. It is stopped by taking privileges, which nobody gets around: so it is never closed.
+pub(super) fn growth(desired: &Desired, observed: &Observed) -> Growth {
+    let growth = if observed.growth_note.is_some() { Growth::Stopped } else { Growth::Free };
+    observed.database.as_ref().map_or(Growth::Free, |seen| {
+        let before = Before { growth, stopped_at: None };
+        crate::growth(seen.size_bytes, desired.max_bytes, before, false)
+    })
+}
+
+/// The server looks at privileges when a session enters a database: those that are there keep what they had. The note
+/// comes first and changes last: until then the rest is repeated.
+fn size(steps: &mut Vec<Step>, names: &Names, observed: &Observed, growth: Growth) {
+    let settled = match growth {
+        Growth::Free => observed.growth_note.is_none(),
+        Growth::Stopped | Growth::Closed => observed.growth_note.as_deref() == Some(STOPPED),
+    };
+    let withheld = steps.iter().any(|step| matches!(step, Step::Withhold { .. }));
+    if settled && !withheld {
+        return;
+    }
+    let names_seen = observed.accounts.keys();
+    steps.extend(names_seen.map(|name| Step::EndSessions { account: Account::any_host(name) }));
+    if !settled {
+        let done = (growth != Growth::Free).then(|| STOPPED.to_owned());
+        steps.push(note(names, Kind::Growth, done));
+    }
+}
+
+fn note(names: &Names, kind: Kind, note: Option<String>) -> Step {
+    Step::Note { kind, database: names.database().to_owned(), note }
 }
 
 /// Connections at a time; 0, which the server takes for no limit, only when there is none.
@@ -64,6 +167,16 @@ fn data_is_there(desired: &Desired, names: &Names, observed: &Observed) -> Resul
     let Some(provisioned) = &desired.provisioned else {
         return Ok(());
     };
+    // A server that only goes by another name is the same one.
+    let known = provisioned.system_identifier.as_ref();
+    let is_same_server = known.is_some() && known == observed.system_identifier.as_ref();
+    if let (Some(from), false) = (&desired.moved_from, is_same_server) {
+        return Err(Problem::Moved {
+            database: names.database().to_owned(),
+            since: provisioned.at.to_string(),
+            from: from.clone(),
+        });
+    }
     let missing = |missing: MissingData| Problem::DataMissing {
         database: names.database().to_owned(),
         since: provisioned.at.to_string(),
@@ -106,10 +219,10 @@ fn all_is_ours(desired: &Desired, names: &Names, observed: &Observed) -> Result<
         };
         tag::may_touch(desired, format!("database \"{}\"", names.database()), claim, false, nobodys)?;
     }
-    if observed.account.is_some() {
-        let claim = tag::claim(desired, observed.account_tag.as_deref());
+    for name in observed.accounts.keys() {
+        let claim = tag::claim(desired, observed.account_tags.get(name).map(String::as_str));
         let nobodys = || "it is not in the registry".to_owned();
-        tag::may_touch(desired, format!("account \"{}\"", names.app()), claim, database_is_ours, nobodys)?;
+        tag::may_touch(desired, format!("account \"{name}\""), claim, database_is_ours, nobodys)?;
     }
     Ok(())
 }
@@ -137,29 +250,63 @@ fn close(steps: &mut Vec<Step>, others: &[Grant]) {
     }
 }
 
-fn account(steps: &mut Vec<Step>, desired: &Desired, names: &Names, seen: Option<&SeenAccount>) {
-    let account = Account::any_host(names.app());
+/// Whether an account may log in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Yes,
+    Closed,
+    /// Whether it is open is not to be changed now.
+    AsItIs,
+}
+
+fn account(
+    steps: &mut Vec<Step>,
+    desired: &Desired,
+    names: &Names,
+    name: &str,
+    seen: Option<&SeenAccount>,
+    entry: Entry,
+    growth: Growth,
+) {
+    let account = Account::any_host(name);
+    let database = || names.database().to_owned();
     let limit = limit(desired);
-    let grant = Step::Grant { database: names.database().to_owned(), account: account.clone() };
+    let open = entry == Entry::Yes;
+    let allowed: &[&'static str] = match growth {
+        Growth::Free => &step::PRIVILEGES,
+        Growth::Stopped | Growth::Closed => &step::PRIVILEGES_WHEN_STOPPED,
+    };
+    let grant = Step::Grant { database: database(), account: account.clone(), privileges: allowed.to_vec() };
     let Some(seen) = seen else {
-        steps.push(Step::CreateAccount { account, limit });
+        steps.push(Step::CreateAccount { account, limit, open });
         steps.push(grant);
         return;
     };
     for target in &seen.proxies {
         steps.push(Step::RevokeProxy { target: target.clone(), account: account.clone() });
     }
-    let allowed: BTreeSet<String> = step::PRIVILEGES.into_iter().map(str::to_owned).collect();
-    if !seen.excess.is_empty() || !seen.privileges.is_subset(&allowed) {
+    let has = |word: &str| seen.privileges.contains(word);
+    let known = |word: &String| step::PRIVILEGES.contains(&word.as_str());
+    if !seen.excess.is_empty() || !seen.privileges.iter().all(known) {
         steps.push(Step::RevokeEverything { account: account.clone() });
         steps.push(grant);
-    } else if seen.privileges != allowed {
-        steps.push(grant);
+    } else {
+        let withheld = |word: &&str| has(word) && !allowed.contains(word);
+        let privileges: Vec<_> = step::PRIVILEGES.into_iter().filter(withheld).collect();
+        if !privileges.is_empty() {
+            steps.push(Step::Withhold { database: database(), account: account.clone(), privileges });
+        }
+        if !allowed.iter().all(|word| has(word)) {
+            steps.push(grant);
+        }
     }
     if !seen.native_only {
         steps.push(Step::CloseAuthentication { account: account.clone() });
     }
-    if !seen.requires_tls || seen.limit != limit || seen.hindered {
-        steps.push(Step::ShapeAccount { account, limit });
+    if seen.locked && open || !seen.requires_tls || seen.limit != limit || seen.hindered {
+        steps.push(Step::ShapeAccount { account: account.clone(), limit, open });
+    }
+    if !seen.locked && entry == Entry::Closed {
+        steps.push(Step::CloseLogin { account });
     }
 }

@@ -1,12 +1,12 @@
 //! The end of a database: the only code that drops data, kept apart from what brings databases about.
 
 use super::{
-    Account, Kind, Observed, REGISTRY, Session, observe,
-    step::{identifier, literal},
+    Account, Kind, Observed, Session, observe,
+    step::{end_sessions, identifier, without_entry},
 };
 use crate::call::{Doing, within};
 use crate::tag::{self, Claim};
-use crate::{Desired, Names, Problem, Removed, Server};
+use crate::{Desired, Login, Names, Problem, Removed, Server};
 
 const ADVICE: &str = "Nothing was dropped. Correct its entry in conme_registry.owners if it is this Comune's, or set `deletionPolicy: Retain` on the database";
 
@@ -42,18 +42,12 @@ impl Removal {
     pub fn sql(&self) -> Vec<String> {
         match self {
             // Locked first, so that nobody comes back.
-            Self::CloseAccount { account } => vec![
-                format!("ALTER USER IF EXISTS {} ACCOUNT LOCK", account.sql()),
-                format!("KILL HARD CONNECTION USER {}", literal(&account.name)),
-            ],
+            Self::CloseAccount { account } => {
+                vec![format!("ALTER USER IF EXISTS {} ACCOUNT LOCK", account.sql()), end_sessions(account)]
+            }
             Self::Database { database } => vec![format!("DROP DATABASE IF EXISTS {}", identifier(database))],
             Self::Account { account } => vec![format!("DROP USER IF EXISTS {}", account.sql())],
-            Self::Forget { kind, name } => vec![format!(
-                "DELETE FROM {}.owners WHERE kind = {} AND name = {}",
-                identifier(REGISTRY),
-                literal(kind.word()),
-                literal(name)
-            )],
+            Self::Forget { kind, name } => vec![without_entry(*kind, name)],
         }
     }
 
@@ -79,28 +73,26 @@ impl Removal {
 /// [`Problem::InvalidName`]. Then nothing may be dropped.
 pub fn plan_removal(desired: &Desired, observed: &Observed) -> Result<Vec<Removal>, Problem> {
     let names = desired.names()?;
-    let account = Account::any_host(names.app());
-    let account_is_ours = is_ours(desired, observed.account_tag.as_deref());
-    let mut steps = Vec::new();
-    if observed.account.is_some() && account_is_ours {
-        steps.push(Removal::CloseAccount { account: account.clone() });
-    }
+    let is_ours_here = |name: &&str| is_ours(desired, observed.account_tags.get(*name).map(String::as_str));
+    let logins = [Login::First, Login::Second].map(|login| names.login(login));
+    let accounts =
+        || logins.into_iter().filter(|name| observed.accounts.contains_key(*name)).filter(is_ours_here);
+    let mut steps: Vec<Removal> =
+        accounts().map(|name| Removal::CloseAccount { account: Account::any_host(name) }).collect();
     if let Some(database) = &observed.database {
         let mark = observed.database_tag.as_deref().unwrap_or(&database.comment);
         is_ours_to_drop(desired, &names, observed, mark)?;
         steps.push(Removal::Database { database: names.database().to_owned() });
     }
-    if observed.account.is_some() && account_is_ours {
-        steps.push(Removal::Account { account });
-    }
+    steps.extend(accounts().map(|name| Removal::Account { account: Account::any_host(name) }));
     // Last: without its entry nobody could tell whose the rest is.
-    for (kind, name, tag) in [
-        (Kind::Account, names.app(), &observed.account_tag),
-        (Kind::Database, names.database(), &observed.database_tag),
-    ] {
-        if is_ours(desired, tag.as_deref()) {
-            steps.push(Removal::Forget { kind, name: name.to_owned() });
-        }
+    let entry = |kind: Kind, name: &str| Removal::Forget { kind, name: name.to_owned() };
+    steps.extend(logins.into_iter().filter(is_ours_here).map(|name| entry(Kind::Account, name)));
+    if is_ours(desired, observed.database_tag.as_deref()) {
+        let notes = [(Kind::Credential, &observed.credential_note), (Kind::Growth, &observed.growth_note)];
+        let notes = notes.into_iter().filter(|(_, note)| note.is_some());
+        steps.extend(notes.map(|(kind, _)| entry(kind, names.database())));
+        steps.push(entry(Kind::Database, names.database()));
     }
     Ok(steps)
 }

@@ -31,6 +31,10 @@ pub(super) const PRIVILEGES: [&str; 18] = [
     "UPDATE",
 ];
 
+/// What is left of them when growth is stopped: to read, to delete, and to go on calling what is there.
+pub(super) const PRIVILEGES_WHEN_STOPPED: [&str; 8] =
+    ["DELETE", "DELETE HISTORY", "DROP", "EXECUTE", "LOCK TABLES", "REFERENCES", "SELECT", "SHOW VIEW"];
+
 /// A name and the host that it may come from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Account {
@@ -75,6 +79,10 @@ pub enum Kind {
     Database,
     /// An account.
     Account,
+    /// The last credential of a database that is known to have been handed out.
+    Credential,
+    /// That the growth of a database has been stopped.
+    Growth,
 }
 
 impl Kind {
@@ -82,6 +90,8 @@ impl Kind {
         match self {
             Self::Database => "database",
             Self::Account => "account",
+            Self::Credential => "credential",
+            Self::Growth => "growth",
         }
     }
 }
@@ -116,14 +126,36 @@ pub enum Step {
         account: Account,
         /// Connections at a time; 0 is no limit.
         limit: u32,
+        /// Whether only the password is missing; otherwise it is locked, too.
+        open: bool,
     },
-    /// Puts everything about an account right that is no privilege and no password: TLS, limits, no end date, not
-    /// locked.
+    /// Puts everything about an account right that is no privilege and no password: TLS, limits, no end date.
     ShapeAccount {
         /// The account.
         account: Account,
         /// Connections at a time; 0 is no limit.
         limit: u32,
+        /// Whether it is unlocked; otherwise it stays as it is.
+        open: bool,
+    },
+    /// Locks an account and takes it its password, both or neither. Sessions that are there go on.
+    CloseLogin {
+        /// The account.
+        account: Account,
+    },
+    /// Ends the sessions of an account.
+    EndSessions {
+        /// The account.
+        account: Account,
+    },
+    /// Leaves a note about a database in the registry, or removes it.
+    Note {
+        /// What it is about.
+        kind: Kind,
+        /// The database.
+        database: String,
+        /// The note; removed when absent.
+        note: Option<String>,
     },
     /// Replaces all ways to log in by one that fits no password, until [`Step::SetPassword`].
     CloseAuthentication {
@@ -170,12 +202,23 @@ pub enum Step {
         /// The host of the account.
         host: String,
     },
-    /// Gives an application what it needs in its database, and nothing else.
+    /// Gives an application what it may do in its database.
     Grant {
         /// The database.
         database: String,
         /// The account.
         account: Account,
+        /// Fixed words.
+        privileges: Vec<&'static str>,
+    },
+    /// Takes an application a part of what it may do in its database.
+    Withhold {
+        /// The database.
+        database: String,
+        /// The account.
+        account: Account,
+        /// Fixed words.
+        privileges: Vec<&'static str>,
     },
 }
 
@@ -197,12 +240,7 @@ impl Step {
                 ),
                 format!("INSERT IGNORE INTO {registry}.server (one, id) VALUES (1, UUID())"),
             ],
-            Self::Register { kind, name, tag } => {
-                let (kind, name, tag) = (literal(kind.word()), literal(name), literal(tag));
-                vec![format!(
-                    "INSERT INTO {registry}.owners (kind, name, tag) VALUES ({kind}, {name}, {tag}) ON DUPLICATE KEY UPDATE tag = {tag}"
-                )]
-            }
+            Self::Register { kind, name, tag } => vec![entry(*kind, name, tag)],
             Self::CreateDatabase { database, collation, tag } => {
                 let collation = collation
                     .as_ref()
@@ -215,14 +253,22 @@ impl Step {
                 )]
             }
             // "invalid" is no verifier: no password has it.
-            Self::CreateAccount { account, limit } => vec![format!(
+            Self::CreateAccount { account, limit, open } => vec![format!(
                 "CREATE USER {} IDENTIFIED VIA mysql_native_password USING 'invalid' {}",
                 account.sql(),
-                shape(*limit)
+                shape(*limit, if *open { " ACCOUNT UNLOCK" } else { " ACCOUNT LOCK" })
             )],
-            Self::ShapeAccount { account, limit } => {
-                vec![format!("ALTER USER {} {}", account.sql(), shape(*limit))]
+            Self::ShapeAccount { account, limit, open } => {
+                let lock = if *open { " ACCOUNT UNLOCK" } else { "" };
+                vec![format!("ALTER USER {} {}", account.sql(), shape(*limit, lock))]
             }
+            Self::CloseLogin { account } => vec![format!(
+                "ALTER USER {} IDENTIFIED VIA mysql_native_password USING 'invalid' ACCOUNT LOCK",
+                account.sql()
+            )],
+            Self::EndSessions { account } => vec![end_sessions(account)],
+            Self::Note { kind, database, note: Some(note) } => vec![entry(*kind, database, note)],
+            Self::Note { kind, database, note: None } => vec![without_entry(*kind, database)],
             Self::CloseAuthentication { account } => vec![format!(
                 "ALTER USER {} IDENTIFIED VIA mysql_native_password USING 'invalid'",
                 account.sql()
@@ -264,9 +310,15 @@ impl Step {
                 FLUSH.to_owned(),
             ],
             Self::DropAnonymous { host } => vec![format!("DROP USER ''@{}", literal(host))],
-            Self::Grant { database, account } => vec![format!(
+            Self::Grant { database, account, privileges } => vec![format!(
                 "GRANT {} ON {}.* TO {}",
-                PRIVILEGES.join(", "),
+                privileges.join(", "),
+                identifier(&pattern(database)),
+                account.sql()
+            )],
+            Self::Withhold { database, account, privileges } => vec![format!(
+                "REVOKE {} ON {}.* FROM {}",
+                privileges.join(", "),
                 identifier(&pattern(database)),
                 account.sql()
             )],
@@ -280,10 +332,10 @@ impl Step {
             Self::Register { kind, name, .. } => format!("mark {} {name} as ours", kind.word()),
             Self::CreateDatabase { database, .. } => format!("create database {database}"),
             Self::CreateAccount { account, .. } => format!("create account {}", account.words()),
-            Self::ShapeAccount { account, limit: 0 } => {
+            Self::ShapeAccount { account, limit: 0, .. } => {
                 format!("require TLS of account {}, with no connection limit", account.words())
             }
-            Self::ShapeAccount { account, limit } => {
+            Self::ShapeAccount { account, limit, .. } => {
                 format!("require TLS of account {}, with connection limit {limit}", account.words())
             }
             Self::CloseAuthentication { account } => {
@@ -301,8 +353,29 @@ impl Step {
             }
             Self::CloseToEverybody { pattern, .. } => format!("close databases like {pattern} to everybody"),
             Self::DropAnonymous { host } => format!("remove the account without name from {host}"),
-            Self::Grant { database, account } => {
-                format!("grant data and tables of database {database} to account {}", account.words())
+            Self::Grant { database, account, privileges } => {
+                let what = if privileges.len() == PRIVILEGES.len() {
+                    "data and tables".to_owned()
+                } else {
+                    privileges.join(", ")
+                };
+                format!("grant {what} of database {database} to account {}", account.words())
+            }
+            Self::Withhold { database, account, privileges } => format!(
+                "revoke {} on database {database} from account {}",
+                privileges.join(", "),
+                account.words()
+            ),
+            Self::CloseLogin { account } => format!("close the login {}", account.words()),
+            Self::EndSessions { account } => format!("end the sessions of {}", account.words()),
+            Self::Note { kind: Kind::Credential, database, note: Some(number) } => {
+                format!("note on database {database}: credential {number} has been handed out")
+            }
+            Self::Note { kind, database, note: Some(note) } => {
+                format!("note on database {database}: {} {note}", kind.word())
+            }
+            Self::Note { kind, database, note: None } => {
+                format!("remove the note on the {} of database {database}", kind.word())
             }
         }
     }
@@ -311,11 +384,33 @@ impl Step {
 /// Makes the server read its tables of privileges, after a change that was not made by a statement for it.
 const FLUSH: &str = "FLUSH PRIVILEGES";
 
-/// The clauses of an account that are neither authentication nor privilege.
-fn shape(limit: u32) -> String {
+/// Sessions that are gone by themselves are no error.
+pub(super) fn end_sessions(account: &Account) -> String {
+    format!("KILL HARD CONNECTION USER {}", literal(&account.name))
+}
+
+fn entry(kind: Kind, name: &str, tag: &str) -> String {
+    let (kind, name, tag) = (literal(kind.word()), literal(name), literal(tag));
+    format!(
+        "INSERT INTO {}.owners (kind, name, tag) VALUES ({kind}, {name}, {tag}) ON DUPLICATE KEY UPDATE tag = {tag}",
+        identifier(REGISTRY)
+    )
+}
+
+pub(super) fn without_entry(kind: Kind, name: &str) -> String {
+    format!(
+        "DELETE FROM {}.owners WHERE kind = {} AND name = {}",
+        identifier(REGISTRY),
+        literal(kind.word()),
+        literal(name)
+    )
+}
+
+/// The clauses of an account that are neither authentication nor privilege; `lock` says whether it is locked.
+fn shape(limit: u32, lock: &str) -> String {
     format!(
         "REQUIRE SSL WITH MAX_QUERIES_PER_HOUR 0 MAX_UPDATES_PER_HOUR 0 MAX_CONNECTIONS_PER_HOUR 0 \
-         MAX_USER_CONNECTIONS {limit} MAX_STATEMENT_TIME 0 ACCOUNT UNLOCK PASSWORD EXPIRE NEVER"
+         MAX_USER_CONNECTIONS {limit} MAX_STATEMENT_TIME 0{lock} PASSWORD EXPIRE NEVER"
     )
 }
 
@@ -367,7 +462,7 @@ mod tests {
                 outside_of_quotes(&step.sql()[0]),
                 "INSERT INTO ?.owners (kind, name, tag) VALUES (?, ?, ?) ON DUPLICATE KEY UPDATE tag = ?"
             );
-            let step = Step::Grant { database: evil, account };
+            let step = Step::Grant { database: evil, account, privileges: PRIVILEGES.to_vec() };
             prop_assert!(outside_of_quotes(&step.sql()[0]).ends_with(" ON ?.* TO ?@?"));
         }
 

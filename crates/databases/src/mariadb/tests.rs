@@ -1,15 +1,17 @@
 //! The plan, as values in and statements out.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
 use super::*;
-use crate::{Login, MissingData, OtherLogin, OwnerTag};
+use crate::{Generation, Growth, Login, MissingData, OtherLogin, OwnerTag};
 
 const TAG: &str = r#"{"managed-by":"conme","comune":"dolo","database":"sito","istat":"027012","uid":"u1"}"#;
 const DB: &str = "dolo__sito";
+const FIRST: &str = "dolo__sito__app";
+const SECOND: &str = "dolo__sito__app2";
 const APP: &str = "'dolo__sito__app'@'%'";
 const SHAPE: &str = "REQUIRE SSL WITH MAX_QUERIES_PER_HOUR 0 MAX_UPDATES_PER_HOUR 0 MAX_CONNECTIONS_PER_HOUR 0 MAX_USER_CONNECTIONS 40 MAX_STATEMENT_TIME 0 ACCOUNT UNLOCK PASSWORD EXPIRE NEVER";
 
@@ -38,9 +40,11 @@ fn empty_server() -> Observed {
         version: "10.11.19".into(),
         system_identifier: None,
         database: None,
-        account: None,
+        accounts: BTreeMap::new(),
         database_tag: None,
-        account_tag: None,
+        account_tags: BTreeMap::new(),
+        credential_note: None,
+        growth_note: None,
         namesakes: vec![],
         others: vec![],
     }
@@ -50,19 +54,33 @@ fn as_declared() -> Observed {
     Observed {
         system_identifier: Some("id-1".into()),
         database: Some(SeenDatabase { comment: TAG.into(), size_bytes: 1 }),
-        account: Some(SeenAccount {
-            native_only: true,
-            requires_tls: true,
-            limit: 40,
-            hindered: false,
-            privileges: step::PRIVILEGES.map(str::to_owned).into(),
-            excess: vec![],
-            proxies: vec![],
-        }),
+        accounts: [(FIRST.to_owned(), seen_account())].into(),
         database_tag: Some(TAG.into()),
-        account_tag: Some(TAG.into()),
+        account_tags: [(FIRST.to_owned(), TAG.to_owned())].into(),
         ..empty_server()
     }
+}
+
+fn seen_account() -> SeenAccount {
+    SeenAccount {
+        native_only: true,
+        requires_tls: true,
+        limit: 40,
+        locked: false,
+        hindered: false,
+        sessions: 0,
+        privileges: step::PRIVILEGES.map(str::to_owned).into(),
+        excess: vec![],
+        proxies: vec![],
+    }
+}
+
+/// After a rotation.
+fn with_second() -> Observed {
+    let mut observed = as_declared();
+    observed.accounts.insert(SECOND.to_owned(), seen_account());
+    observed.account_tags.insert(SECOND.to_owned(), TAG.to_owned());
+    observed
 }
 
 fn sql(desired: &Desired, observed: &Observed) -> Vec<String> {
@@ -76,7 +94,7 @@ fn after(change: impl FnOnce(&mut Observed)) -> Vec<String> {
 }
 
 fn account(observed: &mut Observed) -> &mut SeenAccount {
-    observed.account.as_mut().unwrap()
+    observed.accounts.get_mut(FIRST).unwrap()
 }
 
 fn grant() -> String {
@@ -124,6 +142,7 @@ fn drift_is_repaired_by_what_is_needed_only() {
     assert_eq!(after(|seen| account(seen).requires_tls = false), shape);
     assert_eq!(after(|seen| account(seen).limit = 0), shape);
     assert_eq!(after(|seen| account(seen).hindered = true), shape);
+    assert_eq!(after(|seen| account(seen).locked = true), shape);
     assert_eq!(
         after(|seen| account(seen).native_only = false),
         [format!("ALTER USER {APP} IDENTIFIED VIA mysql_native_password USING 'invalid'")]
@@ -197,7 +216,7 @@ fn whose_it_is() {
     let with_tag = |tag: Option<&str>| Observed {
         database: Some(SeenDatabase { comment: String::new(), size_bytes: 0 }),
         database_tag: tag.map(str::to_owned),
-        account_tag: tag.map(str::to_owned),
+        account_tags: tag.map(|tag| (FIRST.to_owned(), tag.to_owned())).into_iter().collect(),
         ..as_declared()
     };
     // Nobody's.
@@ -215,14 +234,144 @@ fn whose_it_is() {
     assert!(plan(&desired(), &renamed).unwrap().is_empty());
     // The registry is lost: the comment tells, and vouches for the account.
     let mut lost = as_declared();
-    (lost.system_identifier, lost.database_tag, lost.account_tag) = (None, None, None);
+    (lost.system_identifier, lost.database_tag) = (None, None);
+    lost.account_tags.clear();
     assert_eq!(plan(&desired(), &lost).unwrap().len(), 3);
     // An account alone.
     let mut alone = as_declared();
-    (alone.database, alone.database_tag, alone.account_tag) = (None, None, None);
+    (alone.database, alone.database_tag) = (None, None);
+    alone.account_tags.clear();
     assert!(not_ours(&desired(), &alone));
     // One for another host would catch the logins.
     let mut caught = as_declared();
     caught.namesakes.push(Account { name: "dolo__sito__app".into(), host: "10.0.0.1".into() });
     assert!(not_ours(&adopting, &caught));
+}
+
+fn words(steps: Vec<Step>) -> Vec<String> {
+    steps.iter().map(Step::words).collect()
+}
+
+#[test]
+fn a_rotation_opens_the_other_login_and_closes_it_only_afterwards() {
+    let second = Desired { login: Login::Second, other_login: OtherLogin::Close, ..desired() };
+    let names = second.names().unwrap();
+    assert_eq!(
+        words(plan(&second, &as_declared()).unwrap()),
+        [
+            "mark account dolo__sito__app2 as ours",
+            "create account dolo__sito__app2",
+            "grant data and tables of database dolo__sito to account dolo__sito__app2"
+        ]
+    );
+    assert!(
+        plan(&second, &with_second()).unwrap().is_empty(),
+        "the one before is not touched before the proof"
+    );
+    assert_eq!(
+        words(plan::afterwards(&second, &names, &with_second())),
+        ["close the login dolo__sito__app", "end the sessions of dolo__sito__app"]
+    );
+    let patient = Desired { other_login: OtherLogin::CloseWhenUnused, ..second.clone() };
+    assert_eq!(plan::afterwards(&patient, &names, &with_second()).len(), 1);
+    let mut used = with_second();
+    account(&mut used).sessions = 1;
+    assert!(plan::afterwards(&patient, &names, &used).is_empty());
+    assert!(
+        plan::afterwards(&Desired { other_login: OtherLogin::Keep, ..second.clone() }, &names, &used)
+            .is_empty()
+    );
+    // Closed, it stays closed, and is kept as it should be for the next time.
+    let mut closed = with_second();
+    account(&mut closed).locked = true;
+    assert!(
+        plan(&second, &closed).unwrap().is_empty() && plan::afterwards(&second, &names, &closed).is_empty()
+    );
+    account(&mut closed).requires_tls = false;
+    let repair = sql(&second, &closed);
+    assert!(repair.len() == 1 && !repair[0].contains("UNLOCK"), "{repair:?}");
+}
+
+#[test]
+fn a_closed_database_lets_nobody_in() {
+    let closed = Desired { open: false, ..desired() };
+    let names = closed.names().unwrap();
+    assert!(sql(&closed, &empty_server()).iter().any(|sql| sql.contains("ACCOUNT LOCK")));
+    let mut observed = with_second();
+    assert_eq!(
+        words(plan(&closed, &observed).unwrap()),
+        ["close the login dolo__sito__app", "close the login dolo__sito__app2"]
+    );
+    for seen in observed.accounts.values_mut() {
+        (seen.locked, seen.sessions) = (true, 1);
+    }
+    assert!(plan(&closed, &observed).unwrap().is_empty());
+    assert_eq!(plan::afterwards(&closed, &names, &observed).len(), 2);
+}
+
+#[test]
+fn growth_is_stopped_for_all_sessions_and_freed_with_some_room() {
+    let limited = Desired { max_bytes: Some(1000), ..desired() };
+    let at = |size: u64, note: Option<&str>, privileges: &[&str]| {
+        let mut observed = as_declared();
+        observed.database.as_mut().unwrap().size_bytes = size;
+        observed.growth_note = note.map(str::to_owned);
+        account(&mut observed).privileges = privileges.iter().map(|word| (*word).to_owned()).collect();
+        observed
+    };
+    let (all, few) = (&step::PRIVILEGES[..], &step::PRIVILEGES_WHEN_STOPPED[..]);
+    assert!(plan(&limited, &at(999, None, all)).unwrap().is_empty());
+    let stop = words(plan(&limited, &at(1000, None, all)).unwrap());
+    assert_eq!(stop.len(), 4, "{stop:?}");
+    assert!(stop[1].starts_with("revoke ALTER, ALTER ROUTINE, CREATE,"), "{stop:?}");
+    assert_eq!(stop[3], "note on database dolo__sito: growth stopped");
+    // Cut off at any place, it is completed: sessions from before could go on writing.
+    assert_eq!(words(plan(&limited, &at(1000, Some("stopping"), few)).unwrap()), stop[2..]);
+    for size in [950, 1000, 2000] {
+        let settled = at(size, Some("stopped"), few);
+        assert!(plan(&limited, &settled).unwrap().is_empty());
+        assert_eq!(plan::growth(&limited, &settled), Growth::Stopped, "never closed");
+    }
+    // What is given by hand is taken back, and so are the sessions that had it.
+    assert_eq!(plan(&limited, &at(1000, Some("stopped"), all)).unwrap().len(), 2);
+    for desired in [&limited, &desired()] {
+        let free = words(plan(desired, &at(949, Some("stopped"), few)).unwrap());
+        assert_eq!(free.len(), 3, "{free:?}");
+        assert!(free[0].starts_with("grant data and tables"), "{free:?}");
+        assert_eq!(free[2], "remove the note on the growth of database dolo__sito");
+    }
+}
+
+#[test]
+fn rule_10_who_was_overtaken_does_nothing() {
+    let known = |number: u32, handed_out: bool| Desired {
+        generation: Some(Generation { number, handed_out }),
+        ..desired()
+    };
+    let mut observed = as_declared();
+    assert!(plan(&known(1, true), &observed).unwrap().is_empty(), "the first is not noted");
+    assert_eq!(words(plan(&known(2, true), &observed).unwrap()).len(), 1);
+    observed.credential_note = Some("2".to_owned());
+    assert!(plan(&known(2, true), &observed).unwrap().is_empty());
+    assert!(plan(&known(3, false), &observed).unwrap().is_empty());
+    for late in [known(1, true), known(2, false)] {
+        assert!(matches!(plan(&late, &observed), Err(Problem::Overtaken { found: 2, .. })));
+    }
+}
+
+#[test]
+fn a_server_of_another_name_is_told_from_another_server() {
+    let moved = |id: &str| Desired {
+        moved_from: Some("maria-old".to_owned()),
+        provisioned: Some(Provisioned {
+            system_identifier: Some(id.to_owned()),
+            at: Timestamp::from_second(1_700_000_000).unwrap(),
+        }),
+        ..desired()
+    };
+    assert!(plan(&moved("id-1"), &as_declared()).unwrap().is_empty());
+    assert!(matches!(plan(&moved("id-2"), &as_declared()), Err(Problem::Moved { .. })));
+    assert!(matches!(plan(&moved("id-1"), &empty_server()), Err(Problem::Moved { .. })));
+    let new = Desired { provisioned: None, ..moved("id-2") };
+    assert!(plan(&new, &as_declared()).unwrap().is_empty());
 }
