@@ -35,10 +35,10 @@ test-unit: build
 test-stories: build
 	@echo "stories on a real control plane"
 	@cargo test --locked -p conme-stories --no-run
-	@$(TESTBED) run --nodes 8 --postgres 1 -- sh -c '$(TESTBED) install && tests/run.sh'
+	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && tests/run.sh'
 
 test-story: build ## One story: make test-story STORY=drift
-	@$(TESTBED) run --nodes 8 --postgres 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
+	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check
