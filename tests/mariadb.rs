@@ -1,15 +1,20 @@
 //! A municipality with a database on the shared MariaDB server, next to others on the same server: its Secret opens its
-//! own database and nothing else, and what is lost is told and not made anew.
+//! own database and nothing else, its password is replaced without shutting anybody out, and what is lost is told and
+//! not made anew.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use anyhow::Result;
 use conme_api::{Comune, keys, reasons};
 use conme_blueprint::Kind;
-use conme_stories::{Credentials, DataCentre, condition, entity, is_current};
+use conme_stories::{Credentials, DataCentre, condition, entity, eventually, is_current};
 use conme_testbed::install;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
 use mysql_async::{Conn, Opts, OptsBuilder, SslOpts, prelude::Queryable};
 use serde_json::{Value, json};
 
@@ -170,4 +175,47 @@ async fn what_is_lost_on_mariadb_is_told_and_made_anew_on_a_persons_word_only() 
     let mut session = login(&credentials, None).await?;
     assert_eq!(session.query::<String, _>("show tables").await?.len(), 0);
     data_centre.tidy_up("mar-perso").await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_on_mariadb_is_replaced_on_request_and_both_are_valid_for_a_while() -> Result<()> {
+    let data_centre = DataCentre::shared().await?;
+    data_centre.apply("mar-ruota", spec("Ruota", 905_004, json!([database("sito", 5)]))).await?;
+    let comune = data_centre.ready("mar-ruota").await?;
+    let issued: Timestamp = comune.status.unwrap().databases[0].provisioned_at.as_deref().unwrap().parse()?;
+    let first = Credentials::of(&data_centre, "mar-ruota-produzione", "sito").await?;
+    let mut session = login(&first, None).await?;
+    session.query_drop("create or replace table pagine (id int)").await?;
+    // A request speaks of older credentials, by the second.
+    eventually("a second has passed", || async { Ok(Timestamp::now().as_second() > issued.as_second() + 1) })
+        .await?;
+    let asked = Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let patch = json!({"metadata": {"annotations": {keys::ROTATE_CREDENTIALS: format!("sito@{asked}")}}});
+    data_centre.comuni().patch("mar-ruota", &PatchParams::default(), &Patch::Merge(patch)).await?;
+    let rotated = data_centre
+        .comune_where("mar-ruota", "rotated", |comune| {
+            let told = comune.status.as_ref().and_then(|status| status.databases.first());
+            told.and_then(|told| told.credential.as_ref()).is_some_and(|told| told.generation == 2)
+        })
+        .await?;
+    let told = rotated.status.as_ref().unwrap().databases[0].credential.clone().unwrap();
+    assert_eq!(told.login, "mar_ruota__sito__app2");
+    assert!(told.retiring.is_some(), "the one before stays open for its overlap");
+    let second = Credentials::of(&data_centre, "mar-ruota-produzione", "sito").await?;
+    assert_eq!(second.get("username"), "mar_ruota__sito__app2");
+    assert_ne!(second.get("password"), first.get("password"));
+    // Both write into the same tables, and the session of before has not been cut.
+    login(&second, None).await?.query_drop("insert into pagine values (1)").await?;
+    login(&first, None).await?.query_drop("insert into pagine values (2)").await?;
+    assert_eq!(session.query::<u64, _>("select count(*) from pagine").await?, [2]);
+    let mut admin = administrator(&data_centre).await?;
+    let note = "select tag from conme_registry.owners where kind = 'credential' and name = 'mar_ruota__sito'";
+    eventually("the server knows which credential was handed out", || async {
+        let mut admin = administrator(&data_centre).await?;
+        Ok(admin.query_first::<String, _>(note).await?.as_deref() == Some("2"))
+    })
+    .await?;
+    let accounts = "select count(*) from mysql.global_priv where user like 'mar\\_ruota%'";
+    assert_eq!(admin.query_first::<u64, _>(accounts).await?, Some(2));
+    data_centre.tidy_up("mar-ruota").await
 }

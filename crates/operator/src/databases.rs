@@ -658,10 +658,11 @@ fn details(
         retirement,
         size_bytes: outcome.size_bytes,
         max_bytes: task.desired.max_bytes,
-        stopped: match outcome.growth {
-            Growth::Free => Stopped::No,
-            Growth::Stopped => Stopped::ReadOnly,
-            Growth::Closed => Stopped::Closed,
+        stopped: match (outcome.growth, task.server.engine) {
+            (Growth::Free, _) => Stopped::No,
+            (Growth::Stopped, conme_api::Engine::Postgresql) => Stopped::ReadOnly,
+            (Growth::Stopped, conme_api::Engine::Mariadb) => Stopped::DeleteOnly,
+            (Growth::Closed, _) => Stopped::Closed,
         },
         undeclared_extensions: outcome.undeclared_extensions.clone(),
     }
