@@ -5,7 +5,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc, Mutex, Weak,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -1012,4 +1012,56 @@ async fn what_carries_a_former_uid_is_known_and_what_was_moved_is_told() {
     elsewhere.provisioned.as_mut().unwrap().system_identifier = Some("another".to_owned());
     let told = problem(&maria, &elsewhere).await;
     assert!(matches!(&told, Problem::Moved { from, .. } if from == "maria-0"), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn rotations_under_load_fail_no_login() {
+    let maria = MariaDb::shared().await;
+    let base = Desired { connection_limit: Some(40), ..desired("carico") };
+    brought(&maria, &base, "load-0").await;
+    let first = Handed(Login::First, "load-0".to_owned());
+    first.opens(&maria, &base, "new").await.query_drop("create table t (a int)").await.unwrap();
+    let secret = Arc::new(Mutex::new(first));
+    let stop = Arc::new(AtomicBool::new(false));
+    let clients: Vec<_> = (0..4)
+        .map(|_| {
+            let (maria, secret, stop, base) = (maria.clone(), secret.clone(), stop.clone(), base.clone());
+            tokio::spawn(async move {
+                let mut logins: u64 = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    // As an application that reads the mounted Secret before each connection.
+                    let handed = secret.lock().unwrap().clone();
+                    let mut session = handed.opens(&maria, &base, &format!("login {logins}")).await;
+                    session.query_drop("insert into t values (1)").await.unwrap();
+                    session.disconnect().await.unwrap();
+                    logins += 1;
+                }
+                logins
+            })
+        })
+        .collect();
+    for n in 1..=4 {
+        let before = secret.lock().unwrap().clone();
+        let next = Handed(before.0.other(), format!("load-{n}"));
+        brought(&maria, &with(&base, next.0, OtherLogin::Keep), &next.1).await;
+        *secret.lock().unwrap() = next.clone();
+        // Clients that had read it before are done once they have gone round: their sessions end.
+        let patient = with(&base, next.0, OtherLogin::CloseWhenUnused);
+        let overlap = Instant::now() + Duration::from_millis(500);
+        let deadline = overlap + Duration::from_secs(30);
+        while Instant::now() < overlap || brought(&maria, &patient, &next.1).await.other_login_open {
+            assert!(Instant::now() < deadline, "the one before is still in use");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        before.is_shut_out(&maria, &base).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut logins = 0;
+    for client in clients {
+        logins += client.await.expect("no login failed");
+    }
+    assert!(logins > 50, "only {logins} logins");
+    let last = secret.lock().unwrap().clone();
+    let mut session = last.opens(&maria, &base, "at the end").await;
+    assert_eq!(session.query_first::<u64, _>("select count(*) from t").await.unwrap(), Some(logins));
 }
