@@ -24,7 +24,7 @@ kubeconfig: ## Print the path of the demo's kubeconfig: export KUBECONFIG=$(make
 
 build:
 	@echo "building the Rust programs (first time: about 5 minutes)"
-	@cargo build --locked -p conme-operator -p conme-testbed
+	@cargo build --locked -p conme-operator -p conme-testbed -p conme-kubectl
 
 test: test-unit test-stories ## All tests: pure ones, real databases, stories on a real control plane
 
@@ -35,10 +35,10 @@ test-unit: build
 test-stories: build
 	@echo "stories on a real control plane"
 	@cargo test --locked -p conme-stories --no-run
-	@$(TESTBED) run --nodes 8 --postgres 1 -- sh -c '$(TESTBED) install && tests/run.sh'
+	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && tests/run.sh'
 
 test-story: build ## One story: make test-story STORY=drift
-	@$(TESTBED) run --nodes 8 --postgres 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
+	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check

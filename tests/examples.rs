@@ -35,7 +35,10 @@ fn documents(folder: &str) -> Vec<(PathBuf, Value)> {
         for entry in std::fs::read_dir(&folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path);
+                // What pipelines are made of is no manifest of Con.Me.
+                if !path.ends_with("examples/pipelines") {
+                    folders.push(path);
+                }
             } else if path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml") {
                 let text = std::fs::read_to_string(&path).unwrap();
                 let all: Vec<Value> = serde_saphyr::from_multiple(&text)

@@ -14,7 +14,7 @@ use anyhow::Result;
 use conme_blueprint::Kind;
 use conme_stories::{DataCentre, Entry, OPERATOR_USER, audit_entries, checkout, eventually, operator_writes};
 use conme_testbed::{
-    Signal,
+    Options, Signal,
     install::{NAMESPACE, OPERATOR, apply_files, run},
 };
 use jiff::Timestamp;
@@ -76,7 +76,8 @@ async fn has_looked_at_everything(data_centre: &DataCentre, databases: f64) -> R
 async fn a_settled_data_centre_is_left_in_peace_also_after_a_restart() -> Result<()> {
     let seconds = std::env::var("CONME_QUIET_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(120);
     let window = Duration::from_secs(seconds);
-    let data_centre = DataCentre::own("quiet", &[]).await?;
+    let options = Options { mariadb: 1, ..Options::new(Options::unique_name("quiet")?) };
+    let data_centre = DataCentre::own_as(options, &[]).await?;
     let instance = data_centre.instance();
     let begin = Timestamp::now();
     apply_files(instance, &checkout().join("examples/comuni")).await?;

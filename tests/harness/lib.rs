@@ -72,8 +72,16 @@ impl DataCentre {
     /// # Errors
     /// When it cannot be started.
     pub async fn own(prefix: &str, operator_args: &[&str]) -> Result<Self> {
+        Self::own_as(Options::new(Options::unique_name(prefix)?), operator_args).await
+    }
+
+    /// As [`DataCentre::own`], with hosts and servers of choice.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub async fn own_as(options: Options, operator_args: &[&str]) -> Result<Self> {
         let progress = Progress::silent();
-        let instance = Ephemeral::up(Options::new(Options::unique_name(prefix)?), &progress).await?;
+        let instance = Ephemeral::up(options, &progress).await?;
         let mut what = installation()?;
         what.operator_args = operator_args.iter().map(|arg| (*arg).to_owned()).collect();
         install(&instance, &what, &progress).await?;

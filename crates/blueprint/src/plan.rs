@@ -127,6 +127,8 @@ pub enum Stopped {
     No,
     /// Sessions are read-only unless they say otherwise.
     ReadOnly,
+    /// Its logins may read, delete and drop, and nothing else.
+    DeleteOnly,
     /// It went on growing: nobody can log in.
     Closed,
 }

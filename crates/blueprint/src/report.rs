@@ -336,6 +336,14 @@ fn room(at: &str, details: &DatabaseDetails) -> (bool, &'static str, String) {
                  VACUUM FULL; below 95 % it goes on by itself"
             ),
         ),
+        Stopped::DeleteOnly => (
+            false,
+            reasons::DATABASE_FULL,
+            format!(
+                "{at} holds {used}, so growth is stopped: the application may read and delete, and nothing else. Raise maxSize, \
+                 or clear up: DELETE, TRUNCATE or DROP TABLE; below 95 % it goes on by itself"
+            ),
+        ),
         Stopped::Closed => (
             false,
             reasons::DATABASE_FULL,

@@ -11,6 +11,8 @@ use crate::{InvalidName, Login, Names, Secret};
 pub enum Engine {
     /// PostgreSQL, 13 or later.
     Postgresql,
+    /// MariaDB, 10.6 or later.
+    Mariadb,
 }
 
 /// How a connection is encrypted.
@@ -21,7 +23,7 @@ pub enum TlsMode {
         /// One or more CA certificates in PEM.
         ca_pem: String,
     },
-    /// No encryption: for a server on the loopback interface only.
+    /// No encryption: for a PostgreSQL server on the loopback interface only.
     Disabled,
 }
 
@@ -60,7 +62,7 @@ pub struct Server {
     pub port: u16,
     /// Encryption of all connections.
     pub tls: TlsMode,
-    /// The administrator's role: a superuser.
+    /// The administrator: a superuser of PostgreSQL, an account with all privileges and `GRANT OPTION` of MariaDB.
     pub admin_user: String,
     /// The administrator's password.
     pub admin_password: Secret,
@@ -82,7 +84,8 @@ pub struct OwnerTag {
 /// The memory of a database that was provisioned, kept by the caller and handed back on every call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Provisioned {
-    /// The server's own identity (`system_identifier`, decimal); absent when the server does not tell it.
+    /// The server's own identity: `system_identifier` of PostgreSQL, the id in the registry of MariaDB. Absent when the
+    /// server does not tell it.
     pub system_identifier: Option<String>,
     /// When the database was first as declared, in whole seconds.
     pub at: Timestamp,

@@ -84,7 +84,7 @@ pub enum Problem {
 
     /// The server refused the login.
     #[error(
-        "{server} refused the login of role \"{user}\": {message}. Check the user and password of the credentials and the server's pg_hba.conf"
+        "{server} refused the login of role \"{user}\": {message}. Check the user and password of the credentials, and whom the server lets in (PostgreSQL: pg_hba.conf)"
     )]
     AuthenticationFailed {
         /// Host and port.

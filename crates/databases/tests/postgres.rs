@@ -14,7 +14,7 @@ use std::{
 
 use conme_databases::{
     Desired, Login, MissingData, OtherLogin, Outcome, OwnerTag, Problem, Provisioned, Secret, TlsMode,
-    ensure, ensure_while, postgresql::Step, secure_server,
+    ensure, ensure_while, secure_server,
 };
 use support::{Postgres, column};
 use tokio_postgres::error::SqlState;
@@ -616,7 +616,7 @@ async fn only_one_operator_works_on_a_database() {
     let held = Mutex::new(Some((started, may_go_on)));
     // The first call stops between two statements, with the lock in its hands.
     let slow = tokio::spawn(async move {
-        let hold = |_: &Step| {
+        let hold = |_: &str| {
             if let Some((started, may_go_on)) = held.lock().unwrap().take() {
                 started.send(()).unwrap();
                 tokio::task::block_in_place(|| may_go_on.recv().unwrap());

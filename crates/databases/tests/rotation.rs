@@ -93,7 +93,7 @@ async fn converge(pg: &Postgres, desired: &Desired, password: &str) -> Outcome {
 /// The same, and no more than `statements` of it. Answers whether that was all.
 async fn killed_after(pg: &Postgres, desired: &Desired, password: &str, statements: usize) -> bool {
     let done = AtomicUsize::new(0);
-    let go_on = |_: &conme_databases::postgresql::Step| done.fetch_add(1, Ordering::Relaxed) < statements;
+    let go_on = |_: &str| done.fetch_add(1, Ordering::Relaxed) < statements;
     match ensure_while(&pg.server(), desired, &Secret::new(password), go_on).await {
         Ok(_) => true,
         Err(Problem::Stopped { .. }) => false,

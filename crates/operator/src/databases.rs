@@ -562,7 +562,7 @@ async fn bring_about(
     secure(context, &task.server.name, &server).await?;
     (desired.login, desired.other_login) = (credential.login, other_login);
     desired.generation = on_record.then_some(generation);
-    let still_leading = |_: &conme_databases::postgresql::Step| context.leadership.holds();
+    let still_leading = |_: &str| context.leadership.holds();
     let mut outcome = conme_databases::ensure_while(&server, &desired, &password, still_leading)
         .await
         .map_err(|problem| in_words(problem, &desired))?;
@@ -581,6 +581,7 @@ async fn bring_about(
         TlsMode::Disabled => None,
     };
     let binding = Binding {
+        engine: task.server.engine,
         host: &outcome.binding.host,
         port: outcome.binding.port,
         database: &outcome.binding.database,
@@ -657,10 +658,11 @@ fn details(
         retirement,
         size_bytes: outcome.size_bytes,
         max_bytes: task.desired.max_bytes,
-        stopped: match outcome.growth {
-            Growth::Free => Stopped::No,
-            Growth::Stopped => Stopped::ReadOnly,
-            Growth::Closed => Stopped::Closed,
+        stopped: match (outcome.growth, task.server.engine) {
+            (Growth::Free, _) => Stopped::No,
+            (Growth::Stopped, conme_api::Engine::Postgresql) => Stopped::ReadOnly,
+            (Growth::Stopped, conme_api::Engine::Mariadb) => Stopped::DeleteOnly,
+            (Growth::Closed, _) => Stopped::Closed,
         },
         undeclared_extensions: outcome.undeclared_extensions.clone(),
     }
@@ -753,9 +755,7 @@ pub async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Re
     };
     let engine = match server.engine {
         conme_api::Engine::Postgresql => Engine::Postgresql,
-        conme_api::Engine::Mariadb => {
-            return Err(Trouble::new(reasons::INVALID, "MariaDB servers are not offered by this version"));
-        }
+        conme_api::Engine::Mariadb => Engine::Mariadb,
     };
     Ok(Server {
         engine,

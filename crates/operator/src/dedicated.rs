@@ -381,6 +381,7 @@ async fn keep_secret(context: &Context, task: &Task) -> Result<(), Trouble> {
     });
     let host = format!("{}-rw.{}.svc", task.secret, task.namespace);
     let binding = Binding {
+        engine: conme_api::Engine::Postgresql,
         host: &host,
         port: 5432,
         database: &task.database,

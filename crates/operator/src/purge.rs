@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use conme_api::{Engine, PurgeItem, PurgeList, keys};
+use conme_api::{PurgeItem, PurgeList, keys};
 use conme_cluster::Index;
 use jiff::Timestamp;
 
@@ -86,7 +86,7 @@ pub async fn survey(context: &Context) -> Duration {
         world.surveyed = Some(std::time::Instant::now());
     }
     let servers = context.world().database_servers();
-    for server in servers.iter().filter(|server| server.engine == Engine::Postgresql) {
+    for server in &servers {
         let at = Timestamp::now();
         let found = match databases::server(context, server).await {
             Ok(reached) => {

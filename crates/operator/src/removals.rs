@@ -2,7 +2,7 @@
 //! dropped at the same time.
 
 use conme_api::{Comune, reasons};
-use conme_databases::{Desired, Login, OtherLogin, OwnerTag, Provisioned, drop_database_while, postgresql};
+use conme_databases::{Desired, Login, OtherLogin, OwnerTag, Provisioned, drop_database_while};
 use kube::{Resource, ResourceExt};
 
 use crate::{
@@ -158,8 +158,7 @@ async fn drop_it(context: &Context, desired: &Desired, server: &str) -> Result<(
         Trouble::new(reasons::INVALID, message)
     })?;
     let server = databases::server(context, &known).await?;
-    let go_on =
-        |_: &postgresql::Removal| context.leadership.holds() && context.world().is_leaving(&desired.comune);
+    let go_on = |_: &str| context.leadership.holds() && context.world().is_leaving(&desired.comune);
     drop_database_while(&server, desired, go_on).await?;
     Ok(())
 }

@@ -252,15 +252,15 @@ fn admin_secret(server: &DatabaseEndpoint) -> Result<Value> {
     }))
 }
 
-/// The example names servers of the data centre; here they are on this machine, on ports of their own.
+/// The example names servers of the data centre; here they are on this machine, on ports of their own. One that this
+/// instance does not have is left out.
 fn fill_in_servers(data_center: &mut Value, databases: &[DatabaseEndpoint]) -> Result<()> {
     let servers = data_center["spec"]["databaseServers"].as_array_mut().context("no databaseServers")?;
+    let endpoint =
+        |server: &Value| databases.iter().find(|endpoint| server["name"] == endpoint.name.as_str());
+    servers.retain(|server| endpoint(server).is_some());
     for server in servers {
-        let name = server["name"].as_str().unwrap_or_default();
-        let endpoint = databases
-            .iter()
-            .find(|endpoint| endpoint.name == name)
-            .with_context(|| format!("this instance has no database server {name}"))?;
+        let Some(endpoint) = endpoint(server) else { continue };
         server["host"] = json!(endpoint.host);
         server["port"] = json!(endpoint.port);
         server["cidrs"] = json!([format!("{}/32", endpoint.host)]);

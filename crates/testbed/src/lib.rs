@@ -1,8 +1,9 @@
 //! The local data centre for the demo, the tests and the benchmarks. Never shipped.
 //!
 //! An [`Instance`] is a real Kubernetes control plane (etcd, API server, controller manager, scheduler) with simulated
-//! hosts (kwok) and real PostgreSQL servers, all ordinary processes on the loopback interface: no container engine, no
-//! root. The programs are built once per machine from pinned Go modules; PostgreSQL is that of the distribution.
+//! hosts (kwok) and real PostgreSQL and MariaDB servers, all ordinary processes on the loopback interface: no container
+//! engine, no root. The programs are built once per machine from pinned Go modules; the database servers are those of
+//! the distribution.
 //!
 //! Its directory lies outside the checkout (see [`Dirs`]); several instances run side by side. For a test that needs
 //! one of its own, [`Ephemeral`] removes it at the end.
@@ -10,6 +11,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod control_plane;
+mod debian;
 pub mod demo;
 mod dirs;
 mod helper;
@@ -18,6 +20,7 @@ pub mod install;
 mod instance;
 mod kubeconfig;
 mod lock;
+mod mariadb;
 mod options;
 mod pki;
 mod ports;
@@ -26,14 +29,16 @@ mod process;
 mod progress;
 mod state;
 mod tools;
+mod user;
 
 pub use dirs::{Dirs, check_name};
 pub use instance::{ClusterStatus, Condition, Ephemeral, Instance, ProgramStatus, Status};
+pub use mariadb::ensure_mariadb;
 pub use options::{Cluster, Hosts, Options};
 pub use postgres::ensure_postgres;
 pub use process::{CommandSpec, Identity, MEMBER_VARIABLE, Member, RunAs, Signal, members};
 pub use progress::{Progress, Step, complain};
-pub use state::{DatabaseEndpoint, ProgramKind};
+pub use state::{DatabaseEndpoint, Engine, ProgramKind};
 pub use tools::{Tools, version_of};
 
 #[cfg(test)]

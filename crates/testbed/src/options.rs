@@ -63,6 +63,9 @@ pub struct Options {
     pub hosts: Hosts,
     /// How many PostgreSQL servers; they are called `pg-venis-1`, `pg-venis-2` and so on.
     pub postgres: usize,
+    /// How many MariaDB servers; they are called `mariadb-venis-1` and so on.
+    #[serde(default)]
+    pub mariadb: usize,
     /// Databases do not wait for the disk: quicker, and a crash of the *machine* may lose data.
     pub fast: bool,
 }
@@ -77,6 +80,7 @@ impl Options {
             cluster: Cluster::Local {},
             hosts: Hosts::default(),
             postgres: 1,
+            mariadb: 0,
             fast: true,
         }
     }
@@ -110,8 +114,10 @@ impl Options {
                 self.hosts.count
             );
         }
-        if self.postgres > 16 {
-            bail!("{} PostgreSQL servers are too many for one machine (16)", self.postgres);
+        for (count, engine) in [(self.postgres, "PostgreSQL"), (self.mariadb, "MariaDB")] {
+            if count > 16 {
+                bail!("{count} {engine} servers are too many for one machine (16)");
+            }
         }
         if self.hosts.memory.is_empty()
             || !self.hosts.memory.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'.')
@@ -122,7 +128,7 @@ impl Options {
             Cluster::Existing { kubeconfig } if !kubeconfig.is_file() => {
                 bail!("the kubeconfig {} does not exist", kubeconfig.display())
             }
-            Cluster::None {} if self.postgres == 0 => {
+            Cluster::None {} if self.postgres + self.mariadb == 0 => {
                 bail!("neither a cluster nor a database server: nothing to start")
             }
             _ => Ok(()),

@@ -27,12 +27,14 @@ pub enum ProgramKind {
     Etcd,
     /// A PostgreSQL server.
     Postgres,
+    /// A MariaDB server.
+    Mariadb,
 }
 
 impl ProgramKind {
     /// In the order in which they are stopped.
-    pub(crate) const ORDER: [Self; 5] =
-        [Self::Extra, Self::Worker, Self::ApiServer, Self::Etcd, Self::Postgres];
+    pub(crate) const ORDER: [Self; 6] =
+        [Self::Extra, Self::Worker, Self::ApiServer, Self::Etcd, Self::Postgres, Self::Mariadb];
 
     pub(crate) fn stop_signal(self) -> Signal {
         // The fast shutdown of PostgreSQL; SIGTERM would wait for all clients to leave.
@@ -83,14 +85,34 @@ impl Program {
     }
 }
 
+/// The kind of a database server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Engine {
+    /// PostgreSQL.
+    #[serde(rename = "PostgreSQL")]
+    Postgresql,
+    /// MariaDB.
+    #[serde(rename = "MariaDB")]
+    Mariadb,
+}
+
+impl std::fmt::Display for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Postgresql => "PostgreSQL",
+            Self::Mariadb => "MariaDB",
+        })
+    }
+}
+
 /// How to reach a database server of an instance.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DatabaseEndpoint {
-    /// For example `pg-venis-1`.
+    /// For example `pg-venis-1` or `mariadb-venis-1`.
     pub name: String,
-    /// `PostgreSQL`.
-    pub engine: String,
+    /// What kind it is.
+    pub engine: Engine,
     /// For example `15.18`.
     pub version: String,
     /// `127.0.0.1`.
@@ -105,10 +127,10 @@ pub struct DatabaseEndpoint {
     pub admin_password_file: PathBuf,
 }
 
-/// The PostgreSQL of an instance.
+/// Where the database servers of an instance are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct PostgresHome {
+pub(crate) struct ServersHome {
     /// Parent of the data directories; outside the instance when its user could not reach it there.
     pub dir: PathBuf,
 }
@@ -126,7 +148,8 @@ pub(crate) struct State {
     pub ready: bool,
     /// The process whose end makes this instance worthless (that of a test).
     pub owner: Option<Identity>,
-    pub postgres: Option<PostgresHome>,
+    #[serde(alias = "postgres")]
+    pub servers: Option<ServersHome>,
     pub programs: Vec<Program>,
     pub databases: Vec<DatabaseEndpoint>,
 }
@@ -140,7 +163,7 @@ impl State {
             options,
             ready: false,
             owner: None,
-            postgres: None,
+            servers: None,
             programs: Vec::new(),
             databases: Vec::new(),
         })
@@ -190,9 +213,9 @@ impl State {
         }
     }
 
-    /// The directories in which a PostgreSQL of this instance works.
+    /// The directories in which a database server of this instance works.
     pub fn data_dirs(&self) -> Vec<PathBuf> {
-        self.postgres.iter().map(|home| home.dir.clone()).collect()
+        self.servers.iter().map(|home| home.dir.clone()).collect()
     }
 
     pub fn any_alive(&self) -> bool {

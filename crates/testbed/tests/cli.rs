@@ -65,7 +65,7 @@ fn signal(child: &Child, signal: Signal) {
 
 fn found(file: &Path) -> Vec<Member> {
     let state: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
-    let home = state["postgres"]["dir"].as_str().map(PathBuf::from);
+    let home = state["servers"]["dir"].as_str().map(PathBuf::from);
     members(state["id"].as_str().unwrap(), home.as_slice())
 }
 

@@ -199,6 +199,55 @@ async fn databases_alone_and_beside_an_existing_cluster() {
     assert_eq!(psql(&bare, "select 1"), "1");
 }
 
+fn mariadb(instance: &Instance, args: &[&str]) -> Result<String, String> {
+    let output = Command::new(instance.bin("mariadb"))
+        .env("MYSQL_HOME", instance.mysql_home())
+        .args(["--batch", "--skip-column-names"])
+        .args(args)
+        .output()
+        .unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+}
+
+/// The life of a MariaDB server, with its faults.
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_beside_postgresql() {
+    let temporary = tempfile::tempdir().unwrap();
+    let quiet = Progress::silent();
+    let options = Options { cluster: Cluster::None {}, mariadb: 2, ..options("maria", temporary.path()) };
+    let instance = Ephemeral::up(options.clone(), &quiet).await.unwrap();
+    let databases = instance.databases().unwrap();
+    let names: Vec<&str> = databases.iter().map(|database| database.name.as_str()).collect();
+    assert_eq!(names, ["pg-venis-1", "mariadb-venis-1", "mariadb-venis-2"]);
+    assert_eq!(psql(&instance, "select 1"), "1");
+
+    let sql = "create database d; create table d.t (x int) engine=InnoDB; insert into d.t values (42)";
+    mariadb(&instance, &["-e", sql]).unwrap();
+    assert_eq!(
+        mariadb(&instance, &["-e", "select user from mysql.global_priv where host = '%'"]).unwrap(),
+        "conme_admin"
+    );
+    // Nobody enters without TLS, without a password, or as root.
+    mariadb(&instance, &["--skip-ssl", "-e", "select 1"]).unwrap_err();
+    mariadb(&instance, &["--password=", "-e", "select 1"]).unwrap_err();
+    mariadb(&instance, &["--user=root", "--password=", "-e", "select 1"]).unwrap_err();
+
+    let name = names[1];
+    instance.kill(name, Signal::Kill).await.unwrap();
+    assert_eq!(instance.status().await.unwrap().missing, [name]);
+    instance.start_program(name).await.unwrap();
+    instance.stop_program(name).await.unwrap();
+    instance.start_program(name).await.unwrap();
+    assert_eq!(mariadb(&instance, &["-e", "select x from d.t"]).unwrap(), "42");
+
+    // `down` leaves no process, and `up` finds the data again.
+    instance.down(false, &quiet).await.unwrap();
+    assert_eq!(instance.members().unwrap(), []);
+    Instance::up(options, &quiet).await.unwrap();
+    assert_eq!(mariadb(&instance, &["-e", "select x from d.t"]).unwrap(), "42");
+}
+
 #[tokio::test]
 async fn a_dropped_future_leaves_nothing() {
     let temporary = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 pub use access::{OPERATOR_ROLE, TENANT_ADMIN_ROLE, TENANT_VIEWER_ROLE};
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
-use conme_api::keys;
+use conme_api::{Engine, keys};
 pub use dedicated::{dedicated_cluster, dedicated_database};
 pub use guards::{DATABASES_POLICY, hard};
 use jiff::Timestamp;
@@ -124,6 +124,8 @@ pub fn abandoned_namespace(
 /// The contents of the binding Secret of a database, in the layout of the Service Binding specification
 /// (<https://servicebinding.io/spec/core/1.1.0/>).
 pub struct Binding<'a> {
+    /// Kind of the server.
+    pub engine: Engine,
     /// Host of the server.
     pub host: &'a str,
     /// Port of the server.
@@ -161,9 +163,9 @@ impl CredentialNote {
 
 /// The binding Secret of a database.
 pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &Binding<'_>) -> Value {
-    let Binding { host, port, database: name, username, password, ca, credential } = binding;
+    let Binding { engine, host, port, database: name, username, password, ca, credential } = binding;
     let mut data = json!({
-        "type": "postgresql",
+        "type": binding_type(*engine),
         "provider": "conme",
         "host": host,
         "port": port.to_string(),
@@ -171,7 +173,7 @@ pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &B
         "database": name,
         "username": username,
         "password": password,
-        "uri": format!("postgresql://{username}:{password}@{host}:{port}/{name}?sslmode=verify-full"),
+        "uri": uri(binding),
     });
     if let Some(ca) = ca {
         data["ca.crt"] = json!(ca);
@@ -194,11 +196,31 @@ pub fn binding_secret(comune: &str, namespace: &str, database: &str, binding: &B
                 keys::MANAGED_BY: keys::MANAGER,
             },
         },
-        "type": "servicebinding.io/postgresql",
+        "type": format!("servicebinding.io/{}", binding_type(*engine)),
         "data": encoded,
     });
     if let Some(CredentialNote { generation, issued_at }) = credential {
         secret["metadata"]["annotations"] = json!({keys::CREDENTIAL: format!("{generation}@{issued_at}")});
     }
     secret
+}
+
+/// The word by which libraries for service bindings know a server: for them MariaDB is a server of the protocol of MySQL.
+fn binding_type(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Postgresql => "postgresql",
+        Engine::Mariadb => "mysql",
+    }
+}
+
+/// One address with everything, as the clients of the server read it. Those of MariaDB know the scheme `mysql` and take
+/// TLS from settings of their own: there is no word for it that all of them understand.
+fn uri(binding: &Binding<'_>) -> String {
+    let Binding { engine, host, port, database, username, password, .. } = binding;
+    match engine {
+        Engine::Postgresql => {
+            format!("postgresql://{username}:{password}@{host}:{port}/{database}?sslmode=verify-full")
+        }
+        Engine::Mariadb => format!("mysql://{username}:{password}@{host}:{port}/{database}"),
+    }
 }

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use conme_api::Engine;
 use insta::{Settings, assert_snapshot, assert_yaml_snapshot};
 use serde_json::Value;
 
@@ -65,6 +66,7 @@ fn every_object_of_the_full_comune() {
 #[test]
 fn the_binding_secret() {
     let binding = Binding {
+        engine: Engine::Postgresql,
         host: "db.example",
         port: 5433,
         database: "dolo__protocollo",
@@ -73,12 +75,12 @@ fn the_binding_secret() {
         ca: Some("-----BEGIN CERTIFICATE-----\n"),
         credential: None,
     };
-    golden(|| {
-        assert_yaml_snapshot!(
-            "object-Secret",
-            binding_secret("dolo", "dolo-produzione", "protocollo", &binding)
-        );
-    });
+    let mariadb = Binding { engine: Engine::Mariadb, port: 3306, ..binding };
+    for (name, binding) in [("object-Secret", binding), ("object-Secret-mariadb", mariadb)] {
+        golden(|| {
+            assert_yaml_snapshot!(name, binding_secret("dolo", "dolo-produzione", "protocollo", &binding));
+        });
+    }
 }
 
 #[test]

@@ -763,7 +763,11 @@ fn a_database_is_told_before_it_is_full_and_when_it_is() {
         told.message
     );
     assert_eq!(status.databases[0].reason, reasons::DATABASE_NEARLY_FULL);
-    for (stopped, word) in [(Stopped::ReadOnly, "VACUUM FULL"), (Stopped::Closed, "cannot log in")] {
+    for (stopped, word) in [
+        (Stopped::ReadOnly, "VACUUM FULL"),
+        (Stopped::DeleteOnly, "may read and delete"),
+        (Stopped::Closed, "cannot log in"),
+    ] {
         with_details(&mut look, of(51 * GIB, stopped));
         let status = look.report();
         well_formed(&status);

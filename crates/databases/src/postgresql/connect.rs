@@ -2,8 +2,7 @@
 
 use std::{error::Error as _, sync::Arc, time::Duration};
 
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::{CertificateDer, pem::PemObject};
+use rustls::ClientConfig;
 use serde::de::DeserializeOwned;
 use tokio::{task::JoinHandle, time::timeout};
 use tokio_postgres::{
@@ -15,7 +14,7 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{Removal, Step};
-use crate::{Problem, Secret, Server, TlsMode};
+use crate::{Problem, Secret, Server, TlsMode, authority};
 
 /// How long a connection may take to say goodbye.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -201,14 +200,7 @@ where
 }
 
 fn tls_config(ca_pem: &str) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(ca_pem.as_bytes()) {
-        let certificate = certificate.map_err(|error| format!("the CA is not valid PEM: {error}"))?;
-        roots.add(certificate).map_err(|error| format!("the CA cannot be used: {error}"))?;
-    }
-    if roots.is_empty() {
-        return Err("the CA holds no certificate in PEM".to_owned());
-    }
+    let roots = authority::roots(ca_pem)?;
     // The provider is named here: nothing depends on a default that another part of the program might set.
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     Ok(ClientConfig::builder_with_provider(provider)

@@ -11,14 +11,8 @@ mod removal;
 mod secure;
 mod step;
 mod survey;
-mod tag;
 #[cfg(test)]
 mod tests;
-
-use std::sync::{Mutex, PoisonError};
-
-use jiff::Timestamp;
-use tokio::time::timeout;
 
 pub use connect::Session;
 pub use observe::{
@@ -32,6 +26,7 @@ pub(crate) use secure::secure_server;
 pub use step::{Object, Place, Step};
 pub(crate) use survey::marked_databases;
 
+use crate::call::{Doing, now, within};
 use crate::{Binding, Desired, Growth, Names, Outcome, Problem, Provisioned, Secret, Server};
 use connect::Refusal;
 
@@ -51,7 +46,7 @@ pub(crate) async fn ensure(
     go_on: &GoOn<'_>,
 ) -> Result<Outcome, Problem> {
     let names = desired.names()?;
-    let doing = Doing(Mutex::new("connect".to_owned()));
+    let doing = Doing::new("connect");
     let work = async {
         let admin = Session::admin(server, MAINTENANCE_DATABASE).await?;
         let mut work =
@@ -61,29 +56,6 @@ pub(crate) async fn ensure(
         result
     };
     within(server, &doing, work).await
-}
-
-/// Bounds a whole call; what it was doing becomes part of the problem.
-async fn within<T>(
-    server: &Server,
-    doing: &Doing,
-    work: impl Future<Output = Result<T, Problem>>,
-) -> Result<T, Problem> {
-    let limit = server.timeouts.total;
-    timeout(limit, work).await.unwrap_or_else(|_| Err(Problem::Timeout { doing: doing.get(), limit }))
-}
-
-/// What is being done, for the message when the time is up.
-struct Doing(Mutex<String>);
-
-impl Doing {
-    fn set(&self, words: impl Into<String>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = words.into();
-    }
-
-    fn get(&self) -> String {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
 struct Work<'a> {
@@ -264,11 +236,6 @@ fn settled(login: Result<(), Refusal>) -> Result<bool, Problem> {
         Err(Refusal::Full(_)) => Ok(false),
         Err(refusal) => Err(refusal.into()),
     }
-}
-
-fn now() -> Timestamp {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
 /// The key of the lock that keeps two operators from working on the same database.

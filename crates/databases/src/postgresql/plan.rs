@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::{
     Available, Grant, Membership, Object, Observed, SeenDatabase, SeenRole, Step,
     step::{CREDENTIAL_MARK, GROWTH_MARK},
-    tag::{self, Claim},
 };
+use crate::tag::{self, Claim};
 use crate::{Before, Desired, Growth, Login, MissingData, Names, OtherLogin, Problem};
 
 /// `datconnlimit` of a database whose `DROP DATABASE` was interrupted.
@@ -15,9 +15,6 @@ const NO_LIMIT: i32 = -1;
 const SCHEMA: &str = "public";
 /// Part of every database from the start.
 const ALWAYS_INSTALLED: &str = "plpgsql";
-
-const ADOPT: &str = "If it may be taken over, set `adopt: true` on the database; else choose another name";
-const NEVER: &str = "It cannot be taken over: choose another name, or have the data centre clear it up";
 
 /// What is to be done, in this order, to reach the declared state; empty when it is reached.
 ///
@@ -216,20 +213,9 @@ fn all_is_ours(desired: &Desired, names: &Names, observed: &Observed) -> Result<
     let made_by_us = owner_is_ours && database.as_ref().is_some_and(|(seen, _)| seen.owner == names.owner());
 
     let check = |object: String, comment: Option<&String>, claim: Claim, vouched: bool| {
-        let (found, advice) = match claim {
-            Claim::Ours | Claim::OursOutdated => return Ok(()),
-            Claim::Nobody if desired.adopt || vouched => return Ok(()),
-            Claim::Namesake if desired.adopt => return Ok(()),
-            Claim::Nobody => match comment {
-                Some(comment) => (format!("its comment is {comment:?}"), ADOPT),
-                None => ("it has no comment".to_owned(), ADOPT),
-            },
-            Claim::Namesake => {
-                ("it was made for an earlier resource of the same name, without ISTAT code".to_owned(), ADOPT)
-            }
-            Claim::Another(owner) => (format!("it belongs to {owner}"), NEVER),
-        };
-        Err(Problem::NotOurs { object, found, advice })
+        let nobodys =
+            || comment.map_or("it has no comment".into(), |comment| format!("its comment is {comment:?}"));
+        tag::may_touch(desired, object, claim, vouched, nobodys)
     };
     if let Some((seen, claim)) = database {
         check(format!("database \"{}\"", names.database()), seen.comment.as_ref(), claim, made_by_us)?;

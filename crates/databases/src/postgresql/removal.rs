@@ -1,14 +1,10 @@
 //! The end of a database: the only code that drops anything, kept apart from what brings databases about.
 
-use std::sync::Mutex;
-
 use postgres_protocol::escape::escape_identifier;
 
-use super::{
-    Doing, MAINTENANCE_DATABASE, Observed, Session, lock_key, observe,
-    tag::{self, Claim},
-    within,
-};
+use super::{MAINTENANCE_DATABASE, Observed, Session, lock_key, observe};
+use crate::call::{Doing, within};
+use crate::tag::{self, Claim};
 use crate::{Desired, Login, Names, Problem, Removed, Server};
 
 const ADVICE: &str = "Nothing was dropped. Correct its comment if it is this Comune's, or set `deletionPolicy: Retain` on the database";
@@ -107,10 +103,10 @@ fn is_ours_to_drop(
 pub(crate) async fn remove(
     server: &Server,
     desired: &Desired,
-    go_on: &(dyn Fn(&Removal) -> bool + Send + Sync),
+    go_on: &(dyn Fn(&str) -> bool + Send + Sync),
 ) -> Result<Removed, Problem> {
     let names = desired.names()?;
-    let doing = Doing(Mutex::new("connect".to_owned()));
+    let doing = Doing::new("connect");
     let work = async {
         let admin = Session::admin(server, MAINTENANCE_DATABASE).await?;
         let result = drop_all(&admin, desired, &names, go_on, &doing).await;
@@ -124,7 +120,7 @@ async fn drop_all(
     admin: &Session,
     desired: &Desired,
     names: &Names,
-    go_on: &(dyn Fn(&Removal) -> bool + Send + Sync),
+    go_on: &(dyn Fn(&str) -> bool + Send + Sync),
     doing: &Doing,
 ) -> Result<Removed, Problem> {
     doing.set(format!("wait for the lock of database {}", names.database()));
@@ -136,7 +132,7 @@ async fn drop_all(
     let mut changed = Vec::new();
     for step in plan_removal(desired, &observed)? {
         let words = step.words();
-        if !go_on(&step) {
+        if !go_on(&words) {
             return Err(Problem::Stopped { before: words });
         }
         doing.set(&words);

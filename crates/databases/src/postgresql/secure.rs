@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::{Doing, MAINTENANCE_DATABASE, Object, Session, Step, lock_key, within};
+use super::{MAINTENANCE_DATABASE, Object, Session, Step, lock_key};
+use crate::call::{Doing, within};
 use crate::{Problem, Secured, Server};
 
 /// Databases of the server itself that no tenant has any business in.
@@ -35,7 +36,7 @@ struct SeenDatabase {
 }
 
 pub(crate) async fn secure_server(server: &Server) -> Result<Secured, Problem> {
-    let doing = Doing(std::sync::Mutex::new("connect".to_owned()));
+    let doing = Doing::new("connect");
     let work = async {
         let admin = Session::admin(server, MAINTENANCE_DATABASE).await?;
         let result = secure(&admin, &doing).await;

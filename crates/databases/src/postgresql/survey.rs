@@ -1,11 +1,10 @@
 //! Looks for every database of a server that carries a mark of this system.
 
-use std::sync::Mutex;
-
 use serde::Deserialize;
 
-use super::{Doing, MAINTENANCE_DATABASE, Session, tag, within};
-use crate::{Marked, Problem, Server};
+use super::{MAINTENANCE_DATABASE, Session};
+use crate::call::{Doing, within};
+use crate::{Marked, Problem, Server, tag};
 
 const DATABASES: &str = "
 select coalesce(json_agg(json_build_object('name', d.datname, 'comment', shobj_description(d.oid, 'pg_database'))
@@ -19,7 +18,7 @@ struct Seen {
 }
 
 pub(crate) async fn marked_databases(server: &Server) -> Result<Vec<Marked>, Problem> {
-    let doing = Doing(Mutex::new("list the databases of the server".to_owned()));
+    let doing = Doing::new("list the databases of the server");
     let work = async {
         let admin = Session::admin(server, MAINTENANCE_DATABASE).await?;
         let seen = admin.json::<Vec<Seen>>(DATABASES, &[]).await;

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
+
 use super::*;
 use crate::{Login, MissingData, OtherLogin, OwnerTag};
 

@@ -6,7 +6,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use conme_testbed::Signal;
 
-/// A local data centre on this machine: a real Kubernetes control plane with simulated hosts, and real PostgreSQL servers.
+/// A local data centre on this machine: a real Kubernetes control plane with simulated hosts, and real PostgreSQL and MariaDB
+/// servers.
 ///
 /// Everything runs as ordinary processes on 127.0.0.1, without containers and without root. The first `up` builds the
 /// programs from source (about ten minutes on two processors; needs Go); later ones take a few seconds.
@@ -26,7 +27,8 @@ Environment:
   CONME_TESTBED_NAME   the instance when --name is not given
   CONME_STATE_DIR      parent of the instances (default $XDG_STATE_HOME/conme or ~/.local/state/conme)
   CONME_CACHE_DIR      built programs (default $XDG_CACHE_HOME/conme or ~/.cache/conme)
-  CONME_POSTGRES_BIN   directory with the PostgreSQL programs, or \"debian\" to unpack those of the distribution"
+  CONME_POSTGRES_BIN   directory with the PostgreSQL programs, or \"debian\" to unpack those of the distribution
+  CONME_MARIADB_PREFIX prefix of a MariaDB such as /usr, or \"debian\""
 )]
 pub(crate) struct Args {
     /// The instance to work on [default: demo]
@@ -56,14 +58,14 @@ pub(crate) enum Command {
 A stopped instance is started again with its data; options that are not given stay as they were.
 
 Examples:
-  conme-testbed up                                  # 8 hosts, one PostgreSQL server
+  conme-testbed up                                  # 8 hosts, one PostgreSQL and one MariaDB server
   conme-testbed up --nodes 40 --cores 32 --memory 256Gi --postgres 2
-  conme-testbed up --existing --kubeconfig ~/.kube/config   # only PostgreSQL beside a cluster of yours")]
+  conme-testbed up --existing --kubeconfig ~/.kube/config   # only databases beside a cluster of yours")]
     Up(UpArgs),
     /// Stop the instance; its data stay unless --purge is given
     #[command(after_help = "\
-Stops further programs first, then kwok, scheduler and controller manager, the API server, etcd, PostgreSQL; then
-looks for any process that is left. An existing cluster is not touched. Can be repeated.
+Stops further programs first, then kwok, scheduler and controller manager, the API server, etcd, the database servers;
+then looks for any process that is left. An existing cluster is not touched. Can be repeated.
 
 Examples:
   conme-testbed down
@@ -95,9 +97,9 @@ Examples:
     /// Print the path of the kubeconfig
     #[command(after_help = "Example:\n  kubectl --kubeconfig \"$(conme-testbed kubeconfig)\" get nodes")]
     Kubeconfig,
-    /// Print shell lines that make kubectl, helm and psql use the instance
+    /// Print shell lines that make kubectl, helm, psql and mariadb use the instance
     #[command(after_help = "\
-Sets KUBECONFIG, PATH, and for psql PGPASSFILE and PGSSLROOTCERT.
+Sets KUBECONFIG, PATH, for psql PGPASSFILE and PGSSLROOTCERT, and for mariadb MYSQL_HOME (the first server).
 
 Example:
   eval \"$(conme-testbed env)\"")]
@@ -152,8 +154,8 @@ Examples:
     },
     /// Start an instance, run a command with it, and remove the instance whatever happens
     #[command(after_help = "\
-The command gets KUBECONFIG, CONME_TESTBED_NAME, CONME_STATE_DIR, PGPASSFILE and the programs in PATH. Ends with its
-exit code, or 128 plus the signal that ended it.
+The command gets KUBECONFIG, CONME_TESTBED_NAME, CONME_STATE_DIR, PGPASSFILE, MYSQL_HOME and the programs in PATH. Ends
+with its exit code, or 128 plus the signal that ended it.
 
 Example:
   conme-testbed run --nodes 3 -- kubectl get nodes")]
@@ -219,6 +221,9 @@ pub(crate) struct UpArgs {
     /// PostgreSQL servers, called pg-venis-1 and so on [default: 1]
     #[arg(long, value_name = "N")]
     pub postgres: Option<usize>,
+    /// MariaDB servers, called mariadb-venis-1 and so on [default: 1; for `run` 0]
+    #[arg(long, value_name = "N")]
+    pub mariadb: Option<usize>,
     /// Databases do not wait for the disk: quicker, but a crash of the machine may lose data (this is the default)
     #[arg(long, conflicts_with = "durable")]
     pub fast: bool,

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use conme_testbed::{
-    Cluster, CommandSpec, Condition, Dirs, Instance, Options, Progress, Signal, Tools, demo, ensure_postgres,
+    Cluster, CommandSpec, Condition, Dirs, Instance, Options, Progress, Signal, Tools, demo, ensure_mariadb,
+    ensure_postgres,
     install::{self, Installation},
 };
 
@@ -39,8 +40,11 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             let work = async {
                 Tools::ensure(&dirs, &progress).await?;
                 let postgres = ensure_postgres(&dirs, &progress).await?;
-                progress
-                    .note(&format!("all programs are in {}; PostgreSQL is {postgres}", dirs.cache.display()));
+                let mariadb = ensure_mariadb(&dirs, &progress).await?;
+                let cache = dirs.cache.display();
+                progress.note(&format!(
+                    "all programs are in {cache}; PostgreSQL is {postgres}, MariaDB is {mariadb}"
+                ));
                 Ok(0)
             };
             code(interruptible(work).await?)
@@ -121,6 +125,8 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
                 Some(name) => name,
                 None => Options::unique_name("run")?,
             };
+            // Most commands need none, and it costs some seconds.
+            let up = UpArgs { mariadb: up.mariadb.or(Some(0)), ..up };
             let options = options(&dirs, &name, &up)?;
             run::run(options, &dirs, &command, &progress).await
         }
@@ -138,6 +144,8 @@ pub(crate) async fn run(args: Args) -> Result<u8> {
             let begin = Instant::now();
             let what = installation(args)?;
             let options = options(&dirs, &name, &UpArgs::default())?;
+            // The members use one, and this instance may have been made without.
+            let options = Options { mariadb: options.mariadb.max(1), ..options };
             let work = async {
                 let instance = Instance::up(options, &progress).await?;
                 let shown = demo::demonstrate(&instance, &what, &progress).await?;
@@ -189,7 +197,7 @@ fn quoted(text: &str) -> String {
 fn options(dirs: &Dirs, name: &str, up: &UpArgs) -> Result<Options> {
     let mut options = match Instance::open(dirs, name) {
         Ok(instance) => instance.options()?,
-        Err(_) => Options::new(name),
+        Err(_) => Options { mariadb: 1, ..Options::new(name) },
     };
     options.dirs = Some(dirs.clone());
     if up.existing {
@@ -209,6 +217,7 @@ fn options(dirs: &Dirs, name: &str, up: &UpArgs) -> Result<Options> {
     hosts.memory = up.memory.clone().unwrap_or_else(|| hosts.memory.clone());
     hosts.pods = up.pods.unwrap_or(hosts.pods);
     options.postgres = up.postgres.unwrap_or(options.postgres);
+    options.mariadb = up.mariadb.unwrap_or(options.mariadb);
     if up.fast || up.durable {
         options.fast = up.fast;
     }
@@ -288,8 +297,8 @@ mod tests {
         let up = UpArgs { nodes: Some(3), durable: true, ..UpArgs::default() };
         let options = options(&dirs, "demo", &up).unwrap();
         assert_eq!(
-            (options.hosts.count, options.hosts.cores, options.postgres, options.fast),
-            (3, 64, 1, false)
+            (options.hosts.count, options.hosts.cores, options.postgres, options.mariadb, options.fast),
+            (3, 64, 1, 1, false)
         );
     }
 }

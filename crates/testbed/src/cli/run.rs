@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use conme_testbed::{Dirs, Ephemeral, Identity, Instance, Options, Progress, Signal};
+use conme_testbed::{Dirs, Engine, Ephemeral, Identity, Instance, Options, Progress, Signal};
 
 use super::signals::{Outcome, Signals, interruptible};
 
@@ -68,7 +68,11 @@ pub(crate) fn variables(instance: &Instance) -> Result<Vec<(&'static str, String
     if let Ok(kubeconfig) = instance.kubeconfig() {
         variables.push(("KUBECONFIG", kubeconfig.to_string_lossy().into_owned()));
     }
-    if let Some(database) = instance.databases()?.first() {
+    let databases = instance.databases()?;
+    if databases.iter().any(|database| database.engine == Engine::Mariadb) {
+        variables.push(("MYSQL_HOME", instance.mysql_home().to_string_lossy().into_owned()));
+    }
+    if let Some(database) = databases.iter().find(|database| database.engine == Engine::Postgresql) {
         variables.push(("PGPASSFILE", instance.pgpass().to_string_lossy().into_owned()));
         variables.push(("PGSSLROOTCERT", database.ca_file.to_string_lossy().into_owned()));
     }

@@ -1,6 +1,6 @@
 //! The status for people.
 
-use conme_testbed::{Condition, Status};
+use conme_testbed::{Condition, Engine, Status};
 
 pub(crate) fn status(status: &Status) -> String {
     let mut text = String::new();
@@ -23,7 +23,7 @@ pub(crate) fn status(status: &Status) -> String {
     line("Logs in", status.log_dir.display().to_string());
     for database in &status.databases {
         text.push_str(&format!(
-            "\n{} ({} {}{})\n  host={} port={} user={} sslmode=verify-full\n  authority      {}\n  password file  {}\n",
+            "\n{} ({} {}{})\n  host={} port={} user={} {}\n  authority      {}\n  password file  {}\n",
             database.name,
             database.engine,
             database.version,
@@ -31,6 +31,10 @@ pub(crate) fn status(status: &Status) -> String {
             database.host,
             database.port,
             database.admin_user,
+            match database.engine {
+                Engine::Postgresql => "sslmode=verify-full",
+                Engine::Mariadb => "ssl-verify-server-cert",
+            },
             database.ca_file.display(),
             database.admin_password_file.display(),
         ));

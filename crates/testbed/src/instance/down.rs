@@ -6,10 +6,10 @@ use anyhow::{Context, Result, bail};
 
 use super::Instance;
 use crate::lock::Lock;
-use crate::postgres::user;
 use crate::process::{Member, POLL, Signal, Victim, end, members};
 use crate::progress::{Progress, complain};
 use crate::state::{Program, ProgramKind, State};
+use crate::user;
 
 /// What a stop has done.
 #[derive(Debug, Default)]
@@ -65,8 +65,8 @@ impl Instance {
     fn remove_files(&self) -> Result<()> {
         let Some(state) = State::load(&self.layout().state())? else { return Ok(()) };
         let dir = self.dir();
-        if let Some(postgres) = &state.postgres {
-            user::remove_home(&postgres.dir, &dir)?;
+        if let Some(home) = &state.servers {
+            user::remove_home(&home.dir, &dir)?;
         }
         std::fs::remove_dir_all(&dir).with_context(|| format!("cannot remove {}", dir.display()))
     }

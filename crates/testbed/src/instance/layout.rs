@@ -59,4 +59,8 @@ impl Layout {
     pub fn pgpass(&self) -> PathBuf {
         self.secrets().join("pgpass")
     }
+
+    pub fn mysql_home(&self) -> PathBuf {
+        self.secrets().join("mysql")
+    }
 }

@@ -105,7 +105,7 @@ impl Instance {
         }
     }
 
-    /// Directory with `kubectl`, `helm`, `psql` and the like.
+    /// Directory with `kubectl`, `helm`, `psql`, `mariadb` and the like.
     #[must_use]
     pub fn bin_dir(&self) -> PathBuf {
         self.layout().bin()
@@ -139,6 +139,12 @@ impl Instance {
     #[must_use]
     pub fn pgpass(&self) -> PathBuf {
         self.layout().pgpass()
+    }
+
+    /// A directory for `MYSQL_HOME`: its options make `mariadb` the administrator of the first MariaDB server.
+    #[must_use]
+    pub fn mysql_home(&self) -> PathBuf {
+        self.layout().mysql_home()
     }
 
     /// The database servers.

@@ -11,10 +11,10 @@ use super::Instance;
 use crate::dirs::check_name;
 use crate::helper::tail;
 use crate::ports;
-use crate::postgres::server;
 use crate::process::{self, CommandSpec, Identity, POLL, Signal, end, members};
 use crate::progress::Progress;
 use crate::state::{Program, ProgramKind};
+use crate::{mariadb, postgres};
 
 /// How long a program may take until it is ready, on a machine that is busy with something else.
 pub(super) const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -148,7 +148,11 @@ impl Instance {
             let ready = match program.kind {
                 ProgramKind::ApiServer => self.api_is_ready(program.port).await,
                 ProgramKind::Etcd => program.port.is_some_and(ports::answers),
-                ProgramKind::Postgres => server::is_ready(&program.command.directory),
+                ProgramKind::Postgres => postgres::server::is_ready(&program.command.directory),
+                ProgramKind::Mariadb => {
+                    let data = &program.command.directory;
+                    mariadb::server::is_ready(data, program.process.as_ref(), program.port).await
+                }
                 // Their work shows whether they do it.
                 ProgramKind::Worker | ProgramKind::Extra => true,
             };

@@ -1,7 +1,7 @@
 //! Starting an instance.
 
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,11 +20,11 @@ use crate::pki::Pki;
 use crate::ports;
 use crate::postgres::binaries::Binaries;
 use crate::postgres::server::{self, Common, Server};
-use crate::postgres::user;
 use crate::process::{self, Identity, POLL};
 use crate::progress::Progress;
-use crate::state::{DatabaseEndpoint, PostgresHome, Program, ProgramKind, State};
+use crate::state::{DatabaseEndpoint, Engine, Program, ProgramKind, ServersHome, State};
 use crate::tools::Tools;
+use crate::{mariadb, user};
 
 /// How often a program gets other ports when somebody was quicker to take them.
 const ATTEMPTS: usize = 4;
@@ -41,6 +41,10 @@ pub(super) async fn up(options: Options, owner: Option<Identity>, progress: &Pro
     // Before the lock, so that others can see the state of the instance during the minutes of a build.
     let tools = if local { Some(Tools::ensure(&dirs, progress).await?) } else { None };
     let binaries = if options.postgres > 0 { Some(Binaries::ensure(&dirs, progress).await?) } else { None };
+    let mariadb = match options.mariadb {
+        0 => None,
+        _ => Some(mariadb::binaries::Binaries::ensure(&dirs, progress).await?),
+    };
 
     let _lock = instance.lock(progress).await?;
     if runs_already(&instance, &options, progress)? {
@@ -59,7 +63,7 @@ pub(super) async fn up(options: Options, owner: Option<Identity>, progress: &Pro
     state.ready = false;
 
     let begin = Instant::now();
-    // The user of PostgreSQL passes through, but sees nothing.
+    // The user of the database servers passes through, but sees nothing.
     create_dir(&layout.dir(), 0o711)?;
     for dir in [layout.logs(), layout.secrets(), layout.bin()] {
         create_dir(&dir, 0o700)?;
@@ -69,6 +73,9 @@ pub(super) async fn up(options: Options, owner: Option<Identity>, progress: &Pro
     state.save(&layout.state())?;
     let rollback = Rollback::new(&instance);
     let recorder = Recorder { instance: &instance, state: Mutex::new(state) };
+    if binaries.is_some() || mariadb.is_some() {
+        servers_home(&recorder)?;
+    }
 
     tokio::try_join!(
         async {
@@ -80,6 +87,12 @@ pub(super) async fn up(options: Options, owner: Option<Identity>, progress: &Pro
         async {
             match binaries {
                 Some(binaries) => databases(&recorder, &pki, binaries, progress).await,
+                None => Ok(()),
+            }
+        },
+        async {
+            match mariadb {
+                Some(binaries) => mariadb_servers(&recorder, &pki, binaries, progress).await,
                 None => Ok(()),
             }
         },
@@ -118,11 +131,12 @@ async fn stop_leftovers(instance: &Instance, progress: &Progress) -> Result<()> 
 
 /// Drops the records of servers that this `up` does not want; their data stay.
 fn forget_what_is_not_asked_for(state: &mut State) {
-    let wanted: Vec<String> = (1..=state.options.postgres).map(server::name).collect();
+    let mut wanted: Vec<String> = (1..=state.options.postgres).map(server::name).collect();
+    wanted.extend((1..=state.options.mariadb).map(mariadb::server::name));
     let local = matches!(state.options.cluster, Cluster::Local {});
     state.programs.retain(|program| match program.kind {
         ProgramKind::Extra => true,
-        ProgramKind::Postgres => wanted.contains(&program.name),
+        ProgramKind::Postgres | ProgramKind::Mariadb => wanted.contains(&program.name),
         ProgramKind::Worker | ProgramKind::ApiServer | ProgramKind::Etcd => local,
     });
     state.databases.retain(|database| wanted.contains(&database.name));
@@ -158,6 +172,21 @@ impl Recorder<'_> {
         state.put(program.clone());
         state.save(&self.instance.layout().state())?;
         Ok(program)
+    }
+
+    /// Writes down how to reach a database server.
+    fn know(&self, endpoint: DatabaseEndpoint) -> Result<()> {
+        self.update(|state| {
+            state.databases.retain(|known| known.name != endpoint.name);
+            state.databases.push(endpoint);
+            // PostgreSQL first: who takes the first one means the first of them.
+            state.databases.sort_by_key(|known| (known.engine != Engine::Postgresql, known.name.clone()));
+        })
+    }
+
+    fn endpoints(&self, engine: Engine) -> Vec<DatabaseEndpoint> {
+        let state = self.state();
+        state.databases.iter().filter(|known| known.engine == engine).cloned().collect()
     }
 
     /// Starts a program on its former port or another free one and waits until it is ready.
@@ -252,6 +281,19 @@ async fn control_plane(recorder: &Recorder<'_>, pki: &Pki, tools: &Tools, progre
     Ok(())
 }
 
+/// The parent of the servers' data directories, made when there is none.
+fn servers_home(recorder: &Recorder<'_>) -> Result<PathBuf> {
+    let known = recorder.state().servers.as_ref().map(|servers| servers.dir.clone());
+    // A directory under /tmp may have been tidied away since.
+    if let Some(home) = known.filter(|home| home.is_dir()) {
+        return Ok(home);
+    }
+    let instance = recorder.instance;
+    let home = user::make_home(&instance.dir(), &instance.name, user::choose()?.as_ref())?;
+    recorder.update(|state| state.servers = Some(ServersHome { dir: home.clone() }))?;
+    Ok(home)
+}
+
 async fn databases(
     recorder: &Recorder<'_>,
     pki: &Pki,
@@ -260,23 +302,14 @@ async fn databases(
 ) -> Result<()> {
     let instance = recorder.instance;
     let layout = instance.layout();
-    let (count, fast, member, home) = {
+    let (count, fast, member) = {
         let state = recorder.state();
-        let home = state.postgres.as_ref().map(|postgres| postgres.dir.clone());
-        (state.options.postgres, state.options.fast, state.id.clone(), home)
+        (state.options.postgres, state.options.fast, state.id.clone())
     };
     let step = progress.step(&format!("PostgreSQL ({count} on the loopback interface, TLS only)"));
     let run_as = user::choose()?;
     let run_as = run_as.as_ref();
-    // A directory under /tmp may have been tidied away since.
-    let home = match home.filter(|home| home.is_dir()) {
-        Some(home) => home,
-        None => {
-            let home = user::make_home(&layout.dir(), &instance.name, run_as)?;
-            recorder.update(|state| state.postgres = Some(PostgresHome { dir: home.clone() }))?;
-            home
-        }
-    };
+    let home = servers_home(recorder)?;
     let binaries = binaries.reachable(run_as, &home).await?;
     let version = binaries.version().await?;
     link_postgres(&layout.bin(), &binaries)?;
@@ -297,7 +330,7 @@ async fn databases(
                 .await?;
             let endpoint = DatabaseEndpoint {
                 name: server.name.clone(),
-                engine: "PostgreSQL".into(),
+                engine: Engine::Postgresql,
                 version: version.clone(),
                 host: "127.0.0.1".into(),
                 port: program.port.context("a database server has no port")?,
@@ -305,18 +338,77 @@ async fn databases(
                 admin_user: server::ADMIN.into(),
                 admin_password_file: server.password_file.clone(),
             };
-            recorder.update(|state| {
-                state.databases.retain(|known| known.name != endpoint.name);
-                state.databases.push(endpoint);
-                state.databases.sort_by(|a, b| a.name.cmp(&b.name));
+            recorder.know(endpoint)
+        }
+    }))
+    .await?;
+    let endpoints = recorder.endpoints(Engine::Postgresql);
+    write_pgpass(&layout.pgpass(), &endpoints)?;
+    step.done(&version_and_speed(&version, fast));
+    Ok(())
+}
+
+fn version_and_speed(version: &str, fast: bool) -> String {
+    format!("version {version}{}", if fast { ", not waiting for the disk" } else { "" })
+}
+
+async fn mariadb_servers(
+    recorder: &Recorder<'_>,
+    pki: &Pki,
+    binaries: mariadb::binaries::Binaries,
+    progress: &Progress,
+) -> Result<()> {
+    let instance = recorder.instance;
+    let layout = instance.layout();
+    let (count, fast, member) = {
+        let state = recorder.state();
+        (state.options.mariadb, state.options.fast, state.id.clone())
+    };
+    let step = progress.step(&format!("MariaDB ({count} on the loopback interface, TLS only)"));
+    let run_as = user::choose()?;
+    let run_as = run_as.as_ref();
+    let home = servers_home(recorder)?;
+    let binaries = binaries.reachable(run_as, &home).await?;
+    let version = binaries.version().await?;
+    link_with_libraries(&layout.bin(), "mariadb", &binaries.client(), binaries.libraries.as_deref())?;
+    let secrets = layout.secrets();
+    let common = mariadb::server::Common {
+        binaries: &binaries,
+        run_as,
+        home: &home,
+        secrets: &secrets,
+        pki,
+        member: &member,
+        fast,
+    };
+    try_join_all((1..=count).map(|number| {
+        let (common, version) = (&common, &version);
+        async move {
+            let server = mariadb::server::Server::prepare(common, &mariadb::server::name(number)).await?;
+            let program = recorder
+                .launch(&server.name, |port| {
+                    let command = server.command(common, port);
+                    let program = Program::new(&server.name, ProgramKind::Mariadb, command);
+                    Ok(Program { version: Some(version.clone()), port: Some(port), ..program })
+                })
+                .await?;
+            recorder.know(DatabaseEndpoint {
+                name: server.name.clone(),
+                engine: Engine::Mariadb,
+                version: version.clone(),
+                host: "127.0.0.1".into(),
+                port: program.port.context("a database server has no port")?,
+                ca_file: pki.ca(),
+                admin_user: mariadb::server::ADMIN.into(),
+                admin_password_file: server.password_file.clone(),
             })
         }
     }))
     .await?;
-    let endpoints = recorder.state().databases.clone();
-    write_pgpass(&layout.pgpass(), &endpoints)?;
-    let speed = if fast { ", not waiting for the disk" } else { "" };
-    step.done(&format!("version {version}{speed}"));
+    if let Some(first) = recorder.endpoints(Engine::Mariadb).first() {
+        mariadb::server::write_client_options(&layout.mysql_home(), first)?;
+    }
+    step.done(&version_and_speed(&version, fast));
     Ok(())
 }
 
@@ -344,24 +436,28 @@ fn link_programs(bin: &Path, tools: Option<&Tools>) -> Result<()> {
     ["kubectl", "helm"].iter().try_for_each(|name| link(bin, name, &tools.program(name)))
 }
 
-/// The programs that people and tests call. From unpacked packages they need to be told where their libraries are.
+/// The programs that people and tests call.
 fn link_postgres(bin: &Path, binaries: &Binaries) -> Result<()> {
     for name in ["psql", "pgbench", "pg_dump", "pg_dumpall", "pg_restore", "pg_isready", "pg_basebackup"] {
-        let target = binaries.bin.join(name);
-        if !target.is_file() {
-            continue;
-        }
-        match &binaries.libraries {
-            None => link(bin, name, &target)?,
-            Some(libraries) => {
-                let script = format!(
-                    "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
-                    libraries.display(),
-                    target.display()
-                );
-                write_file(&bin.join(name), 0o755, script.as_bytes())?;
-            }
-        }
+        link_with_libraries(bin, name, &binaries.bin.join(name), binaries.libraries.as_deref())?;
     }
     Ok(())
+}
+
+/// Makes a program callable, if it exists. One from unpacked packages needs to be told where its libraries are.
+fn link_with_libraries(bin: &Path, name: &str, target: &Path, libraries: Option<&Path>) -> Result<()> {
+    if !target.is_file() {
+        return Ok(());
+    }
+    match libraries {
+        None => link(bin, name, target),
+        Some(libraries) => {
+            let script = format!(
+                "#!/bin/sh\nLD_LIBRARY_PATH='{}' exec '{}' \"$@\"\n",
+                libraries.display(),
+                target.display()
+            );
+            write_file(&bin.join(name), 0o755, script.as_bytes())
+        }
+    }
 }

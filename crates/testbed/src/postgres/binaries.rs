@@ -2,10 +2,10 @@
 //! into the cache without installing anything, so that no service is left behind.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian::{self, Apt};
 use crate::dirs::{Dirs, create_dir};
 use crate::helper;
 use crate::lock::Lock;
@@ -62,7 +62,7 @@ impl Binaries {
 
     /// The same programs where another user can run them; copies the unpacked tree below `home` if need be.
     pub async fn reachable(self, user: Option<&crate::process::RunAs>, home: &Path) -> Result<Self> {
-        if super::user::can_reach(&self.bin, user) {
+        if crate::user::can_reach(&self.bin, user) {
             return Ok(self);
         }
         let Some(tree) = &self.tree else {
@@ -72,13 +72,7 @@ impl Binaries {
             );
         };
         let copy = home.join("programs");
-        if !copy.exists() {
-            let part = home.join("programs.part");
-            let mut command = Command::new("cp");
-            command.arg("-a").arg("--no-preserve=ownership").arg(tree).arg(&part);
-            helper::run(command, "copy the programs of PostgreSQL").await?;
-            std::fs::rename(&part, &copy)?;
-        }
+        debian::copy_tree(tree, &copy, "PostgreSQL").await?;
         let moved = |path: &Path| path.strip_prefix(tree).map(|rest| copy.join(rest));
         let libraries = self.libraries.as_deref().map(moved).transpose()?;
         Ok(Self { bin: moved(&self.bin)?, libraries, tree: Some(copy) })
@@ -127,11 +121,10 @@ async fn unpack(dirs: &Dirs, progress: &Progress) -> Result<Binaries> {
     }
     let step = progress
         .long_step("unpacking PostgreSQL from the packages of the distribution", "nothing is installed");
-    let apt = Apt { root: root.join("apt") };
-    let found = match download_and_unpack(&apt, &root, false).await {
+    let found = match download_and_unpack(&Apt::of_system(&root), &root).await {
         Ok(found) => found,
         // The lists of the system may be missing or too old; ours need no root.
-        Err(_) => download_and_unpack(&apt, &root, true).await.with_context(|| {
+        Err(_) => download_and_unpack(&Apt::with_own_lists(&root), &root).await.with_context(|| {
             format!("there is no PostgreSQL here and its packages cannot be fetched: {ADVICE}")
         })?,
     };
@@ -158,81 +151,18 @@ fn in_tree(major: u32, tree: PathBuf) -> Option<Binaries> {
     if !bin.join("postgres").is_file() || !bin.join("initdb").is_file() {
         return None;
     }
-    let mut libraries = tree.join("usr/lib");
-    if let Some(multiarch) = std::fs::read_dir(&libraries)
-        .ok()?
-        .flatten()
-        .find(|entry| entry.file_name().to_string_lossy().ends_with("-linux-gnu"))
-    {
-        libraries = multiarch.path();
-    }
+    let libraries = debian::libraries(&tree);
     Some(Binaries { bin, libraries: Some(libraries), tree: Some(tree) })
 }
 
-/// apt, with lists and downloads of our own when asked for.
-struct Apt {
-    root: PathBuf,
-}
-
-impl Apt {
-    fn command(&self, program: &str, own_lists: bool) -> Command {
-        let mut command = Command::new(program);
-        command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
-        // The user `_apt` could not write to a cache in somebody's home.
-        command.args(["-q", "-o", "APT::Sandbox::User=", "-o", "Debug::NoLocking=1"]);
-        command.arg("-o").arg(format!("Dir::Cache={}", self.root.join("cache").display()));
-        if own_lists {
-            command.arg("-o").arg(format!("Dir::State::Lists={}", self.root.join("lists").display()));
-        }
-        command
-    }
-}
-
-async fn download_and_unpack(apt: &Apt, root: &Path, own_lists: bool) -> Result<Binaries> {
-    for below in ["cache/archives/partial", "lists/partial"] {
-        create_dir(&apt.root.join(below), 0o755)?;
-    }
-    if own_lists {
-        let mut update = apt.command("apt-get", true);
-        update.arg("update");
-        helper::run(update, "fetch the lists of packages").await?;
-    }
-    let mut depends = apt.command("apt-cache", own_lists);
+async fn download_and_unpack(apt: &Apt, root: &Path) -> Result<Binaries> {
+    apt.refresh().await?;
+    let mut depends = apt.command("apt-cache");
     depends.args(["depends", "postgresql"]);
     let depends = helper::run(depends, "find the PostgreSQL of the distribution").await?;
     let major = major_of(&depends).context("the distribution has no package \"postgresql\"")?;
-    let (server, client) = (format!("postgresql-{major}"), format!("postgresql-client-{major}"));
-
-    let mut simulate = apt.command("apt-get", own_lists);
-    simulate.args(["-s", "--no-install-recommends", "install", &server, &client]);
-    let plan = helper::run(simulate, "find the libraries of PostgreSQL").await?;
-    let mut packages = needed(&plan);
-    for package in [server, client] {
-        if !packages.contains(&package) {
-            packages.push(package);
-        }
-    }
-
-    let work = tempfile::Builder::new().prefix(".unpack-").tempdir_in(root)?;
-    let mut download = apt.command("apt-get", own_lists);
-    download.current_dir(work.path()).arg("download").args(&packages);
-    helper::run(download, "download the packages of PostgreSQL").await?;
-    let tree = work.path().join("tree");
-    create_dir(&tree, 0o755)?;
-    for entry in std::fs::read_dir(work.path())?.flatten() {
-        if entry.path().extension().is_some_and(|extension| extension == "deb") {
-            let mut extract = Command::new("dpkg-deb");
-            extract.arg("-x").arg(entry.path()).arg(&tree);
-            helper::run(extract, "unpack a package of PostgreSQL").await?;
-        }
-    }
-    // Some packages put their libraries below /lib, which is the same directory only in an installed system.
-    let top = tree.join("lib");
-    if top.is_dir() {
-        let mut merge = Command::new("cp");
-        merge.arg("-a").arg(top.join(".")).arg(tree.join("usr/lib"));
-        helper::run(merge, "merge the libraries of PostgreSQL").await?;
-    }
+    let packages = [format!("postgresql-{major}"), format!("postgresql-client-{major}")];
+    let (_work, tree) = apt.unpack("PostgreSQL", &packages, is_needed).await?;
     let target = root.join(format!("debian-{major}"));
     if target.exists() {
         std::fs::remove_dir_all(&target)?;
@@ -241,8 +171,7 @@ async fn download_and_unpack(apt: &Apt, root: &Path, own_lists: bool) -> Result<
     let trial = in_tree(major, tree.clone()).context("the packages hold no PostgreSQL server")?;
     trial.version().await?;
     std::fs::rename(&tree, &target)?;
-    // Some megabytes of lists that nobody needs any more.
-    let _ = std::fs::remove_dir_all(&apt.root);
+    apt.tidy();
     in_tree(major, target).context("the unpacked PostgreSQL is gone")
 }
 
@@ -251,9 +180,8 @@ fn major_of(depends: &str) -> Option<u32> {
     depends.lines().find_map(|line| line.trim().strip_prefix("Depends: postgresql-")?.parse().ok())
 }
 
-/// The packages that would be installed anew. Those that would only be upgraded are there already, and those that
-/// only make a service, or compile queries, are not needed.
-fn needed(plan: &str) -> Vec<String> {
+/// Packages that only make a service, or compile queries, are not needed.
+fn is_needed(package: &str) -> bool {
     const NOT: [&str; 8] = [
         "postgresql-common",
         "postgresql-client-common",
@@ -264,16 +192,7 @@ fn needed(plan: &str) -> Vec<String> {
         "libjson-perl",
         "lsb-",
     ];
-    plan.lines()
-        .filter_map(|line| {
-            let rest = line.strip_prefix("Inst ")?;
-            let (name, rest) = rest.split_once(' ')?;
-            let upgrade = rest.starts_with('[');
-            let skip =
-                upgrade || name.ends_with("-perl") || NOT.iter().any(|prefix| name.starts_with(prefix));
-            (!skip).then(|| name.to_owned())
-        })
-        .collect()
+    !package.ends_with("-perl") && !NOT.iter().any(|prefix| package.starts_with(prefix))
 }
 
 #[cfg(test)]
@@ -294,16 +213,9 @@ mod tests {
     }
 
     #[test]
-    fn only_new_libraries_and_the_server_are_fetched() {
-        let plan = "\
-Inst libpq5 [15.1] (15.2 Debian [amd64])
-Inst libicu72 (72.1 Debian [amd64])
-Inst libllvm14 (1 Debian [amd64])
-Inst postgresql-common (248 Debian [all])
-Inst libjson-perl (4 Debian [all])
-Inst postgresql-15 (15.2 Debian [amd64])
-Conf postgresql-15 (15.2 Debian [amd64])
-";
-        assert_eq!(needed(plan), ["libicu72", "postgresql-15"]);
+    fn what_only_makes_a_service_is_not_fetched() {
+        let packages = ["libicu72", "libllvm14", "postgresql-common", "libjson-perl", "postgresql-15"];
+        let needed: Vec<&str> = packages.into_iter().filter(|package| is_needed(package)).collect();
+        assert_eq!(needed, ["libicu72", "postgresql-15"]);
     }
 }

@@ -2,7 +2,6 @@
 
 pub(crate) mod binaries;
 pub(crate) mod server;
-pub(crate) mod user;
 
 use anyhow::Result;
 

@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::binaries::Binaries;
-use super::user;
 use crate::dirs::{create_dir, random_hex, write_file};
 use crate::helper;
 use crate::pki::{Pki, Usage};
 use crate::process::{CommandSpec, MEMBER_VARIABLE, RunAs};
+use crate::user;
 
 /// The superuser of every server.
 pub(crate) const ADMIN: &str = "conme_admin";

@@ -1,4 +1,4 @@
-//! The user that PostgreSQL runs as: it refuses to run as root.
+//! The user that database servers run as: they refuse to run as root.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub(crate) fn choose() -> Result<Option<RunAs>> {
             return Ok(Some(RunAs { uid: user.uid.as_raw(), gid: user.gid.as_raw() }));
         }
     }
-    bail!("PostgreSQL does not run as root, and there is neither a user \"postgres\" nor \"nobody\" here")
+    bail!("database servers do not run as root, and there is neither a user \"postgres\" nor \"nobody\" here")
 }
 
 /// Whether the user may pass through the directory and all its parents.
@@ -43,7 +43,7 @@ pub(crate) fn can_reach(path: &Path, user: Option<&RunAs>) -> bool {
 /// under `/var/tmp` or `/tmp`.
 pub(crate) fn make_home(instance_dir: &Path, name: &str, user: Option<&RunAs>) -> Result<PathBuf> {
     if can_reach(instance_dir, user) {
-        let home = instance_dir.join("postgres");
+        let home = instance_dir.join("databases");
         create_dir(&home, 0o711)?;
         return Ok(home);
     }
@@ -58,7 +58,10 @@ pub(crate) fn make_home(instance_dir: &Path, name: &str, user: Option<&RunAs>) -
             return Ok(home);
         }
     }
-    bail!("the user of PostgreSQL can reach neither {} nor /var/tmp nor /tmp", instance_dir.display())
+    bail!(
+        "the user of the database servers can reach neither {} nor /var/tmp nor /tmp",
+        instance_dir.display()
+    )
 }
 
 const OUTSIDE_PREFIX: &str = "conme-";
@@ -83,7 +86,7 @@ pub(crate) fn remove_home(home: &Path, instance_dir: &Path) -> Result<()> {
 pub(crate) fn give(path: &Path, user: Option<&RunAs>) -> Result<()> {
     match user {
         Some(user) => chown(path, Some(user.uid), Some(user.gid))
-            .with_context(|| format!("cannot give {} to the user of PostgreSQL", path.display())),
+            .with_context(|| format!("cannot give {} to the user of the database servers", path.display())),
         None => Ok(()),
     }
 }

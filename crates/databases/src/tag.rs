@@ -1,10 +1,13 @@
-//! The mark of ownership: compact JSON in the comment of a database or role.
+//! The mark of ownership: compact JSON in the comment of a database or role, or in the registry of a server.
 
 use serde::{Deserialize, Serialize};
 
-use crate::Desired;
+use crate::{Desired, Problem};
 
 const MANAGED_BY: &str = "conme";
+
+const ADOPT: &str = "If it may be taken over, set `adopt: true` on the database; else choose another name";
+const NEVER: &str = "It cannot be taken over: choose another name, or have the data centre clear it up";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Tag {
@@ -20,7 +23,7 @@ struct Tag {
 
 /// What the comment of an object says about its owner.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Claim {
+pub(crate) enum Claim {
     /// Ours, and the comment is what we would write.
     Ours,
     /// Ours, but the comment is to be written anew (the resource was re-created, or its ISTAT code was added).
@@ -34,7 +37,7 @@ pub(super) enum Claim {
 }
 
 /// The comment for everything that belongs to this database.
-pub(super) fn comment(desired: &Desired) -> String {
+pub(crate) fn comment(desired: &Desired) -> String {
     let tag = Tag {
         managed_by: MANAGED_BY.to_owned(),
         comune: desired.comune.clone(),
@@ -51,17 +54,17 @@ fn parse(comment: Option<&str>) -> Option<Tag> {
 }
 
 /// Whether an object belongs to some database of this system.
-pub(super) fn is_managed(comment: Option<&str>) -> bool {
+pub(crate) fn is_managed(comment: Option<&str>) -> bool {
     parse(comment).is_some()
 }
 
 /// Comune, database and ISTAT code that a comment of this system speaks of.
-pub(super) fn owner(comment: Option<&str>) -> Option<(String, String, Option<String>)> {
+pub(crate) fn owner(comment: Option<&str>) -> Option<(String, String, Option<String>)> {
     parse(comment).map(|tag| (tag.comune, tag.database, tag.istat))
 }
 
 /// Who the object with this comment belongs to, seen from `desired`.
-pub(super) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
+pub(crate) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
     let Some(tag) = parse(found) else {
         return Claim::Nobody;
     };
@@ -84,4 +87,28 @@ pub(super) fn claim(desired: &Desired, found: Option<&str>) -> Claim {
         _ if found == Some(comment(desired).as_str()) => Claim::Ours,
         _ => Claim::OursOutdated,
     }
+}
+
+/// Whether an object with this claim on it may be changed; `vouched` when something else shows that we made it.
+///
+/// # Errors
+/// [`Problem::NotOurs`], where `nobodys` tells what an object that is nobody's looks like.
+pub(crate) fn may_touch(
+    desired: &Desired,
+    object: String,
+    claim: Claim,
+    vouched: bool,
+    nobodys: impl FnOnce() -> String,
+) -> Result<(), Problem> {
+    let (found, advice) = match claim {
+        Claim::Ours | Claim::OursOutdated => return Ok(()),
+        Claim::Nobody if desired.adopt || vouched => return Ok(()),
+        Claim::Namesake if desired.adopt => return Ok(()),
+        Claim::Nobody => (nobodys(), ADOPT),
+        Claim::Namesake => {
+            ("it was made for an earlier resource of the same name, without ISTAT code".to_owned(), ADOPT)
+        }
+        Claim::Another(owner) => (format!("it belongs to {owner}"), NEVER),
+    };
+    Err(Problem::NotOurs { object, found, advice })
 }
