@@ -1,18 +1,15 @@
-//! Every security rule that holds now has a test that is named after it and exists: docs/security/decisions.md against
+//! Every security rule holds now and has a test that is named after it and exists: docs/security/decisions.md against
 //! the sources.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs)]
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
 };
 
 /// Rules 14 and up concern the migration of local servers and arrive with it.
 const RULES: std::ops::RangeInclusive<u8> = 1..=13;
-/// May still be announced as `later`, as long as no test of it exists.
-const MAY_COME_LATER: [u8; 1] = [12];
-
 fn checkout() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -78,30 +75,10 @@ fn runs(source: &str, name: &str) -> bool {
     !is_ignored && (is_test || is_called)
 }
 
-/// Names of all functions in the sources that begin with `rule_`.
-fn in_the_sources(folder: &Path, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        if path.is_dir() {
-            in_the_sources(&path, found);
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let source = fs::read_to_string(&path).expect("a source");
-            for (_, rest) in source.lines().filter_map(|line| line.split_once("fn rule_")) {
-                let end = rest.find('(').unwrap_or(rest.len());
-                found.insert(format!("rule_{}", &rest[..end]));
-            }
-        }
-    }
-}
-
 #[test]
-fn every_rule_that_holds_now_has_tests_that_exist() {
+fn every_rule_holds_now_and_has_tests_that_exist() {
     let text = decisions();
     let (states, named) = (states(&text), named(&text));
-    let mut known = BTreeSet::new();
-    for folder in ["crates", "tests"] {
-        in_the_sources(&checkout().join(folder), &mut known);
-    }
     let mut wrong = Vec::new();
     for rule in RULES {
         let prefix = format!("rule_{rule}_");
@@ -109,11 +86,6 @@ fn every_rule_that_holds_now_has_tests_that_exist() {
         match states.get(&rule).copied() {
             Some("now") if tests.is_empty() => wrong.push(format!("rule {rule} names no test")),
             Some("now") => {}
-            Some("later") if MAY_COME_LATER.contains(&rule) => {
-                if let Some(test) = known.iter().find(|name| name.starts_with(&prefix)) {
-                    wrong.push(format!("rule {rule} is announced for later, but {test} exists: name it"));
-                }
-            }
             state => wrong.push(format!("rule {rule} has to hold now, not {state:?}")),
         }
         for (file, name) in tests {

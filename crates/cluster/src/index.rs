@@ -424,7 +424,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_ownership_of_equal_values_is_drift_too() {
+    fn rule_5_foreign_ownership_of_equal_values_is_drift_too() {
         let mut index = Index::default();
         index.written(Kind::ConfigMap, config(5, |_| {}));
         let touched = index.seen(

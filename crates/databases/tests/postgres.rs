@@ -149,7 +149,7 @@ async fn the_second_run_writes_nothing() {
 }
 
 #[tokio::test]
-async fn every_drift_is_repaired() {
+async fn rule_11_every_drift_is_repaired() {
     let pg = Postgres::shared();
     secure_server(&pg.server()).await.unwrap();
     let desired = desired("drift");
