@@ -556,6 +556,14 @@ async fn who_it_is_and_where_its_data_live_cannot_be_edited() -> Result<()> {
             "spec.databases[1].placement",
             "migrate the data",
         ),
+        (
+            vec![
+                ("/spec/environments", json!([{"name": "produzione"}, {"name": "collaudo"}])),
+                ("/spec/databases/1/environment", json!("collaudo")),
+            ],
+            "spec.databases[1].environment",
+            "stays in its environment",
+        ),
     ] {
         let (code, message) = refusal(dry(edited(stored.clone(), &edits)).await);
         assert_eq!(code, 422, "{message}");

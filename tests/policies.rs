@@ -989,7 +989,7 @@ fn rule_8_pods() -> Rule {
     let preferred = |term: Value| json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": term}]}});
     let exists = |key: &str| json!({"matchExpressions": [{"key": key, "operator": "Exists"}]});
     let mut harmful: Vec<(Value, &'static str)> = Vec::new();
-    let changes: [(Change, &'static str); 8] = [
+    let changes: [(Change, &'static str); 9] = [
         (
             |p| p["spec"]["nodeSelector"] = json!({"node-role.kubernetes.io/control-plane": ""}),
             "hosts may not be selected by keys of reserved pools",
@@ -1012,6 +1012,15 @@ fn rule_8_pods() -> Rule {
         ),
         (|p| p["spec"]["priorityClassName"] = json!("pol-urgent"), "may not go before others"),
         (|p| p["spec"]["runtimeClassName"] = json!("pol-runtime"), "data centre's own runtime"),
+        (
+            |p| {
+                p["spec"]["volumes"] = json!([{"name": "kept", "ephemeral": {"volumeClaimTemplate": {"spec": {
+                    "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}},
+                    "volumeName": "of-somebody-else",
+                }}}}])
+            },
+            "a claim may not choose its volume",
+        ),
         (|p| p["spec"]["nodeName"] = json!("host-01"), "the scheduler chooses the host"),
     ];
     let pod = || json!({"metadata": {"labels": {}}, "spec": pod_spec()});

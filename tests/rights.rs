@@ -360,6 +360,8 @@ fn for_rare_days() -> BTreeSet<Right> {
     for resource in ["clusters", "databases"] {
         rare.extend(["get", "create", "patch"].map(|verb| right("postgresql.cnpg.io", resource, verb)));
     }
+    // Right before a namespace is deleted.
+    rare.insert(right("postgresql.cnpg.io", "clusters", "list"));
     rare
 }
 
@@ -422,8 +424,14 @@ async fn the_operator_uses_the_rights_that_it_has_and_needs_no_others() -> Resul
             Some(rest) => rest.split('/').next().unwrap_or_default().to_owned(),
             None => String::new(),
         };
-        let right = (group, entry.resource(), entry.verb.clone(), String::new());
-        let (namespace, _) = entry.object();
+        let (namespace, object) = entry.object();
+        let named = (group.clone(), entry.resource(), entry.verb.clone(), object);
+        // A right may hold for one object only.
+        let right = if cluster.contains(&named) {
+            named
+        } else {
+            (group, entry.resource(), entry.verb.clone(), String::new())
+        };
         let of_comune = names.iter().any(|name| namespace.starts_with(&format!("{name}-")));
         let covered = cluster.contains(&right)
             || (namespace == "conme-system" && own.contains(&right))

@@ -359,6 +359,8 @@ pub struct TrafficRule {
         .message("the engine of a database cannot change: declare a new database and migrate the data").field_path(".engine"),
     validation = Rule::new("has(self.placement.shared) == has(oldSelf.placement.shared) && (!has(self.placement.shared) || self.placement.shared == oldSelf.placement.shared)")
         .message("a database does not move by editing its placement: declare a new database and migrate the data").field_path(".placement"),
+    validation = Rule::new("!has(oldSelf.placement.dedicated) || self.environment == oldSelf.environment")
+        .message("a database on a server of its own stays in its environment, with its server: declare a new database and migrate the data").field_path(".environment"),
     validation = Rule::new("self.engine == 'postgresql' || !has(self.extensions)")
         .message("extensions exist for postgresql only").field_path(".extensions")
 )]

@@ -17,14 +17,14 @@ pub fn duration(text: &str) -> Option<SignedDuration> {
     number.checked_mul(seconds).map(SignedDuration::from_secs)
 }
 
-/// The latest time that the annotation `rotate-credentials` names for a database: every credential that is older has to
-/// be replaced.
-pub fn rotation_requested(comune: &Comune, database: &str) -> Option<Timestamp> {
+/// The times that the annotation `rotate-credentials` names for a database: once such a time has come, every credential
+/// that is older has to be replaced.
+pub fn rotation_requested(comune: &Comune, database: &str) -> Vec<Timestamp> {
     words(comune)
         .filter_map(|word| parse(word).ok())
         .filter(|(name, _)| *name == database || *name == ALL)
         .map(|(_, time)| time)
-        .max()
+        .collect()
 }
 
 /// What is wrong with the annotation `rotate-credentials`, in words; empty when nothing is.
@@ -84,14 +84,18 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_request_for_a_database_counts() {
+    fn every_request_for_a_database_counts() {
         let at = |words: &str| {
-            rotation_requested(&asking(words), "protocollo").map(|time| time.to_string()).unwrap_or_default()
+            let times = rotation_requested(&asking(words), "protocollo");
+            times.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
         };
         assert_eq!(at(""), "");
         assert_eq!(at("protocollo@2026-01-02T03:04:05Z"), "2026-01-02T03:04:05Z");
         assert_eq!(at("protocollo@2026-01-02T03:04:05+01:00"), "2026-01-02T02:04:05Z");
-        assert_eq!(at("*@2026-01-03T00:00:00Z, protocollo@2026-01-02T00:00:00Z"), "2026-01-03T00:00:00Z");
+        assert_eq!(
+            at("*@2027-01-03T00:00:00Z, protocollo@2026-01-02T00:00:00Z"),
+            "2027-01-03T00:00:00Z 2026-01-02T00:00:00Z"
+        );
         assert_eq!(at("altro@2026-01-02T00:00:00Z"), "");
     }
 

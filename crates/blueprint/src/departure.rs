@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use conme_api::{Comune, ComuneStatus, DeletionPolicy, DeletionStatus, Engine, Placement, keys, reasons};
+use conme_api::{Comune, ComuneStatus, DeletionPolicy, DeletionStatus, Placement, keys, reasons};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -66,6 +66,8 @@ pub struct Estate {
     pub kept: BTreeMap<String, &'static str>,
     /// Databases (by their names in the manifest) that are dropped: their own policy is Delete.
     pub drop: Vec<String>,
+    /// Databases on servers of their own that go with their namespaces: their own policy is Delete.
+    pub with_namespace: Vec<String>,
     /// Databases that stay on their servers.
     pub retain: Vec<String>,
 }
@@ -236,14 +238,16 @@ pub fn estate(comune: &Comune, observed: &Observed) -> Estate {
         }
     }
     for database in &comune.spec.databases {
-        let told = comune.status.iter().flat_map(|status| &status.databases);
-        let provisioned =
-            told.into_iter().any(|told| told.name == database.name && told.provisioned_at.is_some());
-        let goes = database.deletion_policy == DeletionPolicy::Delete
-            && matches!(database.placement, Placement::Shared(_))
-            // Of other engines nothing is known but what the status tells.
-            && (provisioned || database.engine == Engine::Postgresql);
-        if goes { &mut estate.drop } else { &mut estate.retain }.push(database.name.clone());
+        let list = match (database.deletion_policy, &database.placement) {
+            (DeletionPolicy::Retain, _) => &mut estate.retain,
+            (DeletionPolicy::Delete, Placement::Shared(_)) => &mut estate.drop,
+            (DeletionPolicy::Delete, Placement::Dedicated(_)) => {
+                let namespace = names::namespace(&name, &database.environment);
+                let stays = estate.kept.contains_key(&namespace);
+                if stays { &mut estate.retain } else { &mut estate.with_namespace }
+            }
+        };
+        list.push(database.name.clone());
     }
     estate
 }
@@ -259,11 +263,23 @@ fn namespaces_with_servers(comune: &Comune) -> BTreeSet<String> {
         _ => None,
     });
     let server = format!("/{}", names::binding_secret(""));
+    let may_go = |namespace: &str, database: &str| {
+        comune.spec.databases.iter().any(|declared| {
+            declared.name == database
+                && declared.deletion_policy == DeletionPolicy::Delete
+                && names::namespace(&name, &declared.environment) == namespace
+        })
+    };
+    // Where it was provisioned counts, whatever the manifest says by now.
+    let provisioned = comune.status.iter().flat_map(|status| &status.databases).filter_map(|told| {
+        let (namespace, _) = told.server.split_once(&server)?;
+        (!may_go(namespace, &told.name)).then(|| namespace.to_owned())
+    });
     let left = comune.status.iter().flat_map(|status| &status.orphans).filter_map(|orphan| {
         let (namespace, _) = orphan.name.split_once(&server)?;
         (orphan.kind == "Database").then(|| namespace.to_owned())
     });
-    declared.chain(left).collect()
+    declared.chain(provisioned).chain(left).collect()
 }
 
 fn is_labelled(comune: &str, seen: &NamespaceSeen) -> bool {
@@ -281,6 +297,9 @@ impl Estate {
             list(all),
             list(self.drop.iter().map(String::as_str).collect())
         );
+        if !self.with_namespace.is_empty() {
+            words += &format!(", database servers of its own {}", self.with_namespace.join(", "));
+        }
         if !self.retain.is_empty() {
             words += &format!(" (kept by their own deletionPolicy: {})", self.retain.join(", "));
         }

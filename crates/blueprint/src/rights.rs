@@ -89,7 +89,8 @@ pub fn tenant_rules() -> Vec<Rule> {
         })
         .collect();
     rules.push(Rule::new("", &["secrets"], &["get", "create", "patch"]));
-    rules.push(Rule::new("postgresql.cnpg.io", &["clusters", "databases"], &["get", "create", "patch"]));
+    rules.push(Rule::new("postgresql.cnpg.io", &["clusters"], &["get", "list", "create", "patch"]));
+    rules.push(Rule::new("postgresql.cnpg.io", &["databases"], &["get", "create", "patch"]));
     rules
 }
 

@@ -33,8 +33,8 @@ pub struct Retiring {
 /// What is declared about the credentials of a database.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Renewal {
-    /// A person wants every credential replaced that is older than this.
-    pub requested: Option<Timestamp>,
+    /// A person wants every credential replaced that is older than one of these, once its time has come.
+    pub requested: Vec<Timestamp>,
     /// The age at which a credential is replaced; never when absent.
     pub max_age: Option<SignedDuration>,
     /// How long the one before stays valid at least. Zero: it ends at once, with its sessions.
@@ -72,7 +72,7 @@ impl Renewal {
     /// Whether a credential has to be replaced.
     pub fn is_due(&self, credential: &Credential, now: Timestamp) -> bool {
         // A request for a time to come waits for it; else each new credential would be too old for it at once.
-        let asked = self.requested.is_some_and(|time| time <= now && credential.issued_at < time);
+        let asked = self.requested.iter().any(|time| *time <= now && credential.issued_at < *time);
         let aged = self.max_age.is_some_and(|age| now.duration_since(credential.issued_at) >= age);
         asked || aged
     }
@@ -107,7 +107,7 @@ mod tests {
 
     fn renewal(requested: Option<i64>, max_age: Option<i64>, overlap: i64) -> Renewal {
         Renewal {
-            requested: requested.map(at),
+            requested: requested.map(at).into_iter().collect(),
             max_age: max_age.map(SignedDuration::from_secs),
             overlap: SignedDuration::from_secs(overlap),
         }
@@ -123,6 +123,9 @@ mod tests {
         assert!(!due(Some(7), 6), "its time has not come");
         let second = first.successor(at(6), SignedDuration::from_secs(9));
         assert!(!renewal(Some(5), None, 9).is_due(&second, at(1000)), "it has been answered");
+        // One for a time to come does not hide one for now.
+        let both = Renewal { requested: vec![at(5), at(5000)], ..renewal(None, None, 9) };
+        assert!(both.is_due(&first, at(6)) && !both.is_due(&second, at(7)) && both.is_due(&second, at(5000)));
     }
 
     #[test]

@@ -800,7 +800,11 @@ mod tests {
                 moved_from: None,
                 provisioned: Some(Provisioned { system_identifier: None, at: at("1T00") }),
             },
-            renewal: Renewal { requested: None, max_age: None, overlap: SignedDuration::from_hours(24) },
+            renewal: Renewal {
+                requested: Vec::new(),
+                max_age: None,
+                overlap: SignedDuration::from_hours(24),
+            },
             server: serde_json::from_value(json!({
                 "name": "pg", "engine": "postgresql", "host": "h", "port": 1, "cidrs": [], "adminSecret": "s",
             }))

@@ -17,7 +17,7 @@ use conme_databases::{Names, Provisioned};
 use jiff::Timestamp;
 use kube::{
     Api, ResourceExt,
-    api::{DynamicObject, Patch, PatchParams, PostParams},
+    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::Value;
@@ -109,10 +109,12 @@ pub async fn reconcile(context: &Context, comune: &str, database: &str) -> anyho
             world.dedicated.remove(&id);
             return Ok(());
         };
+        let Some(state) = world.dedicated.get_mut(&id) else { return Ok(()) };
         if declared.spec.paused {
+            // After the pause it is looked at again, also when nothing new is declared.
+            state.task = None;
             return Ok(());
         }
-        let Some(state) = world.dedicated.get(&id) else { return Ok(()) };
         let Some(task) = state.task.clone() else { return Ok(()) };
         (task, provisioned(&declared, database, state.provisioned.clone()))
     };
@@ -285,6 +287,24 @@ async fn read(context: &Context, task: &Task, kind: &str) -> Result<Option<Dynam
         ));
     }
     Ok(found)
+}
+
+/// The servers in a namespace, whoever has made them; none where nobody knows CloudNativePG's kinds.
+///
+/// # Errors
+/// When it cannot be told; then the namespace may not be deleted.
+pub async fn servers_in(context: &Context, namespace: &str) -> anyhow::Result<Vec<String>> {
+    let resource =
+        ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, "v1", "Cluster"), "clusters");
+    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
+    match context.calls.make("GET", api.list_metadata(&ListParams::default())).await {
+        Ok(found) => Ok(found.iter().map(ResourceExt::name_any).collect()),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(Vec::new()),
+        Err(error) => anyhow::bail!(
+            "whether {namespace} holds database servers cannot be told, so it is not deleted: {}",
+            conme_cluster::words(&error)
+        ),
+    }
 }
 
 /// Whether the API server knows CloudNativePG's kinds.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use conme_api::{Comune, keys, reasons};
 use conme_blueprint::{
     Circumstances, Departure, Estate, Told, departure, estate, finalizers_to_write, grace_left,
-    held_by_others, is_departing, plan_departure, tell_departure, without_finalizer,
+    held_by_others, is_departing, names, plan_departure, tell_departure, without_finalizer,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -18,7 +18,7 @@ use kube::{
 };
 use serde_json::json;
 
-use crate::{comune, context::Context, removals};
+use crate::{comune, context::Context, dedicated, removals};
 
 /// A Comune that waits is looked at again after this time: nothing tells when its definition is being deleted.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
@@ -145,6 +145,18 @@ async fn told_only(context: &Context, comune: &Comune, told: &Told) -> anyhow::R
 async fn clean_up(context: &Context, comune: &Comune, estate: &Estate, mut told: Told) -> anyhow::Result<()> {
     let name = comune.name_any();
     context.world().leaves(&name);
+    let mut estate = estate.clone();
+    for namespace in estate.namespaces.keys().cloned().collect::<Vec<_>>() {
+        let servers = dedicated::servers_in(context, &namespace).await?;
+        let given_up: Vec<String> =
+            estate.with_namespace.iter().map(|name| names::binding_secret(name)).collect();
+        if servers.iter().any(|server| !given_up.contains(server)) {
+            estate.namespaces.remove(&namespace);
+            told.message +=
+                &format!("; {namespace} stays: it holds a database server that no manifest gives up");
+        }
+    }
+    let estate = &estate;
     let drops = removals::submit(context, comune, &estate.drop);
     for (database, words) in &drops.failed {
         told.message += &format!("; the database {database} could not be dropped: {words}");
@@ -162,13 +174,14 @@ async fn clean_up(context: &Context, comune: &Comune, estate: &Estate, mut told:
             return Ok(());
         }
         let outcome = context.executor.execute(&plan_departure(estate)).await;
-        let about = comune.object_ref(&());
-        for namespace in estate.namespaces.keys() {
-            tracing::info!(comune = %name, %namespace, "deleted as confirmed");
+        let failed: Vec<&str> = outcome.failures.iter().map(|failure| failure.at.home()).collect();
+        let names: Vec<&str> =
+            estate.namespaces.keys().map(String::as_str).filter(|name| !failed.contains(name)).collect();
+        if !names.is_empty() {
+            let note = format!("deleted as confirmed: {}", names.join(", "));
+            tracing::info!(comune = %name, namespaces = names.join(", "), "deleted as confirmed");
+            context.events.normal(comune.object_ref(&()), "NamespacesDeleted", "Delete", &note);
         }
-        let names: Vec<&str> = estate.namespaces.keys().map(String::as_str).collect();
-        let note = format!("deleted as confirmed: {}", names.join(", "));
-        context.events.normal(about, "NamespacesDeleted", "Delete", &note);
         if let Some(failure) = outcome.failures.first() {
             anyhow::bail!("{} could not be deleted: {}", failure.at, failure.message);
         }

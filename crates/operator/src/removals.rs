@@ -101,9 +101,13 @@ fn removal(comune: &Comune, database: &str, uid: &str, former_uids: Vec<String>)
 /// One pass over a database whose Comune is on its way out; None when it is not.
 pub async fn reconcile(context: &Context, id: &(String, String)) -> Option<anyhow::Result<()>> {
     let (desired, server, uid) = {
-        let world = context.world();
+        let mut world = context.world();
         if !world.is_leaving(&id.0) {
             return None;
+        }
+        // Should the word be taken back, it is looked at again, also when nothing new is declared.
+        if let Some(state) = world.databases.get_mut(id) {
+            state.look_again();
         }
         // Of a Comune that leaves, nothing is brought about any more, whatever becomes of the database.
         match world.removals.get(id).filter(|removal| removal.progress != Progress::Done) {

@@ -29,13 +29,17 @@ use crate::{
     suggest,
 };
 
-/// The annotation by which a person asks for new passwords, with one more wish: `<database>@<time>`, `*` for all. A newer wish for the same database takes the place of an older one, and one for
-/// all of every other.
+/// The annotation by which a person asks for new passwords, with one more wish: `<database>@<time>`, `*` for all. It takes
+/// the place of older wishes for the same database, one for all that of every older one; those for a time to come stay.
 pub fn wished(before: &str, database: &str, now: Timestamp) -> String {
     let mut wishes: Vec<&str> = before
         .split(',')
         .map(str::trim)
-        .filter(|wish| !wish.is_empty() && database != "*" && wish.split('@').next() != Some(database))
+        .filter(|wish| {
+            let (name, time) = wish.split_once('@').unwrap_or((wish, ""));
+            let is_to_come = time.parse::<Timestamp>().is_ok_and(|time| time > now);
+            is_to_come || (!wish.is_empty() && database != "*" && name != database)
+        })
         .collect();
     let wish = format!("{database}@{}", now.strftime("%Y-%m-%dT%H:%M:%SZ"));
     wishes.push(&wish);
@@ -271,7 +275,7 @@ impl Binding {
             }
             Engine::Mariadb => {
                 let mut arguments = vec![
-                    format!("--defaults-extra-file={password_file}"),
+                    format!("--defaults-file={password_file}"),
                     format!("--host={}", self.host),
                     format!("--port={}", self.port),
                     format!("--user={}", self.username),
@@ -389,7 +393,7 @@ fn as_command(binding: &Binding, namespace: &str, secret: &str, further: &[Strin
             let (_, arguments) = binding.invocation("", "");
             for argument in arguments {
                 match argument.split_once('=') {
-                    Some(("--defaults-extra-file", _)) => {}
+                    Some(("--defaults-file", _)) => {}
                     Some(("--ssl-ca", _)) => words.push(format!("--ssl-ca={ca}")),
                     _ => words.push(quoted(&argument)),
                 }

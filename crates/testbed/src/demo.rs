@@ -59,18 +59,23 @@ async fn wait_for(instance: &Instance, condition: &str, timeout: &str) -> Result
 fn next(instance: &Instance) -> Result<String> {
     let kubeconfig = instance.kubeconfig()?;
     let ca = instance.databases()?.into_iter().next().map(|server| server.ca_file).unwrap_or_default();
+    // The plugin of kubectl is built beside this program.
+    let here = std::env::current_exe().context("cannot tell where this program is")?;
+    let plugin = here.parent().map(std::path::Path::to_path_buf).unwrap_or_default();
     Ok(format!(
         "Try next:\n\
-         \x20 export KUBECONFIG={} PATH={}:$PATH PGSSLROOTCERT={}\n\
+         \x20 export KUBECONFIG={} PATH={}:{}:$PATH PGSSLROOTCERT={}\n\
          \x20 kubectl get comuni\n\
-         \x20 kubectl describe comune dolo\n\
+         \x20 kubectl comune status dolo\n\
          \x20 kubectl explain comune.spec.databases\n\
          \x20 kubectl get all,networkpolicy,resourcequota -n dolo-produzione\n\
-         \x20 psql \"$(kubectl get secret db-protocollo -n dolo-produzione -o jsonpath='{{.data.uri}}' | base64 -d)\"\n\
-         \x20 kubectl apply -f examples/full.yaml && kubectl get comuni -w\n\
+         \x20 kubectl comune psql dolo protocollo\n\
+         \x20 kubectl comune validate examples && kubectl comune diff examples/full.yaml\n\
+         \x20 kubectl apply -f examples/full.yaml && kubectl comune wait --all --for ready\n\
          Stop it with: make demo-down",
         kubeconfig.display(),
         instance.bin_dir().display(),
+        plugin.display(),
         ca.display(),
     ))
 }

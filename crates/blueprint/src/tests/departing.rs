@@ -256,6 +256,16 @@ fn rule_13_a_namespace_stays_while_it_holds_a_server_whose_data_is_to_be_kept() 
     assert_eq!(goes(&with("Delete")), ["dolo-collaudo", "dolo-produzione"]);
     let words = estate(&with("Retain"), &observed).in_words();
     assert!(words.contains("dolo-produzione stays: it holds a database server"), "{words}");
+    let words = estate(&with("Delete"), &observed).in_words();
+    assert!(words.contains("database servers of its own protocollo") && !words.contains("kept"), "{words}");
+    // Where it was provisioned counts, whatever the manifest says by now.
+    let moved = edited(&with("Delete"), |comune| {
+        comune["spec"]["databases"][0]["environment"] = json!("collaudo");
+        comune["status"] = json!({"databases": [{"name": "protocollo", "ready": true, "reason": "AsDeclared",
+            "message": "", "server": "dolo-produzione/db-protocollo", "database": "dolo__protocollo",
+            "secret": "dolo-produzione/db-protocollo"}]});
+    });
+    assert_eq!(goes(&moved), ["dolo-collaudo"]);
     // One that left the manifest has no policy any more: it is kept, too.
     let orphaned = |name: &str| {
         edited(&confirmed(), |comune| {
