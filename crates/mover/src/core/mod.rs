@@ -3,6 +3,7 @@
 //! The two ends of a transfer are [`sender::Sender`] and [`receiver::Receiver`]. They see disks and their own
 //! memory of a transfer only through the traits of [`ports`], so that a test can give them a disk that forgets.
 
+pub mod calendar;
 pub mod evidence;
 pub mod frame;
 pub mod geometry;
@@ -14,4 +15,6 @@ pub mod ports;
 pub mod receiver;
 pub mod rounds;
 pub mod sender;
+pub mod share;
+pub mod sni;
 pub mod verify;

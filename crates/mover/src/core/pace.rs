@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
-/// Bytes that go out at once: at 10 Mbit/s this takes 13 ms, so a telephone call beside it is not disturbed.
+/// Bytes that go out at once at most.
 pub const QUANTUM: usize = 16 << 10;
+/// Time that a quantum takes at most, but for the slowest rates: a telephone call beside it is not disturbed.
+const QUANTUM_TIME: Duration = Duration::from_millis(5);
+/// A quantum that is smaller costs more than it smooths.
+const SMALLEST: usize = 512;
 /// Time that was not used and may be made up for.
 const SLACK: Duration = Duration::from_millis(20);
 
@@ -12,20 +16,45 @@ const SLACK: Duration = Duration::from_millis(20);
 pub struct Pace {
     rate: Option<u64>,
     free_at: Duration,
+    /// Bytes that were sent ahead of time when everything was stopped.
+    owed: u64,
 }
 
 impl Pace {
     /// So many bytes each second; no limit when `None`. A rate of 0 stops everything.
     pub fn new(rate: Option<u64>) -> Self {
-        Self { rate, free_at: Duration::ZERO }
+        Self { rate, free_at: Duration::ZERO, owed: 0 }
     }
 
-    /// From now on at another rate.
+    /// From now on at another rate. What was sent ahead of time at the old rate is made good at the new one: a rate
+    /// that changes often is kept nevertheless, and one that rises is felt at once.
     pub fn set_rate(&mut self, rate: Option<u64>, now: Duration) {
-        if self.rate != rate {
-            // What was reserved at the old rate is not waited for: a stop that ends has to end at once.
-            self.free_at = self.free_at.min(now);
-            self.rate = rate;
+        if self.rate == rate {
+            return;
+        }
+        let ahead = self.free_at.saturating_sub(now);
+        let owed = match self.rate {
+            None => 0,
+            Some(0) => self.owed,
+            Some(old) => bytes_in(ahead, old),
+        };
+        self.owed = 0;
+        self.free_at = self.free_at.min(now);
+        match rate {
+            None => {}
+            Some(0) => self.owed = owed,
+            Some(new) if owed > 0 => self.free_at = now.saturating_add(time_for(owed, new)),
+            Some(_) => {}
+        }
+        self.rate = rate;
+    }
+
+    /// When the next bytes may leave, without taking them as sent. `None` while everything is stopped.
+    pub fn next(&self, now: Duration) -> Option<Duration> {
+        match self.rate {
+            None => Some(now),
+            Some(0) => None,
+            Some(_) => Some(self.free_at.max(now)),
         }
     }
 
@@ -37,10 +66,28 @@ impl Pace {
             Some(rate) => rate,
         };
         let start = self.free_at.max(now.saturating_sub(SLACK));
-        let takes = (bytes as u128).saturating_mul(1_000_000_000) / u128::from(rate);
-        self.free_at = start.saturating_add(Duration::from_nanos(u64::try_from(takes).unwrap_or(u64::MAX)));
+        self.free_at = start.saturating_add(time_for(bytes as u64, rate));
         Some(start.max(now))
     }
+
+    /// Bytes to send at once, so that they take no longer than a few milliseconds.
+    pub fn quantum(&self) -> usize {
+        match self.rate {
+            None => QUANTUM,
+            Some(rate) => {
+                usize::try_from(bytes_in(QUANTUM_TIME, rate)).unwrap_or(QUANTUM).clamp(SMALLEST, QUANTUM)
+            }
+        }
+    }
+}
+
+fn time_for(bytes: u64, rate: u64) -> Duration {
+    let takes = u128::from(bytes).saturating_mul(1_000_000_000) / u128::from(rate.max(1));
+    Duration::from_nanos(u64::try_from(takes).unwrap_or(u64::MAX))
+}
+
+fn bytes_in(time: Duration, rate: u64) -> u64 {
+    u64::try_from(time.as_nanos().saturating_mul(u128::from(rate)) / 1_000_000_000).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -80,5 +127,36 @@ mod tests {
         assert_eq!(pace.reserve(Duration::from_secs(2), 1), None);
         pace.set_rate(Some(1000), Duration::from_secs(3));
         assert_eq!(pace.reserve(Duration::from_secs(3), 1), Some(Duration::from_secs(3)));
+    }
+
+    #[test]
+    fn a_rate_that_changes_all_the_time_is_kept_nevertheless() {
+        let mut pace = Pace::new(Some(1_000_000));
+        let (mut now, mut sent, mut turn) = (Duration::ZERO, 0, 0);
+        while now < Duration::from_secs(10) {
+            turn += 1;
+            pace.set_rate(Some(1_000_000 + turn % 2), now);
+            match pace.next(now) {
+                Some(at) if at <= now => {
+                    pace.reserve(now, QUANTUM).unwrap();
+                    sent += QUANTUM;
+                }
+                // Before the quantum is paid, the rate changes again.
+                Some(at) => now += (at - now).min(Duration::from_millis(3)),
+                None => unreachable!(),
+            }
+        }
+        assert!((9_900_000..10_100_000).contains(&sent), "{sent}");
+    }
+
+    #[test]
+    fn a_quantum_takes_a_few_milliseconds_at_any_usual_rate() {
+        for mbit in [1_u64, 10, 50, 100, 1000] {
+            let rate = mbit * 1_000_000 / 8;
+            let quantum = Pace::new(Some(rate)).quantum() as u64;
+            assert!(quantum * 1000 / rate <= 10, "{mbit} Mbit/s: {quantum}");
+        }
+        assert_eq!(Pace::new(Some(10)).quantum(), SMALLEST);
+        assert_eq!(Pace::new(None).quantum(), QUANTUM);
     }
 }
