@@ -25,6 +25,8 @@ const ZEROS: u32 = 65536;
 const HELD: usize = (8 << 20) / 32;
 /// Units that may pass in silence before the receiver is told how far the reading is.
 const SILENCE: u64 = 1024;
+/// Frames that may be under way: their answers must find room at this end.
+pub const FRAMES: usize = 4096;
 /// Requests for hashes that may be under way.
 const REQUESTS: usize = 16;
 /// Times that one unit may arrive damaged.
@@ -466,7 +468,8 @@ impl<S: Source, T: Table> Sender<S, T> {
 
     /// One piece of the reading; `None` when there may be more at once.
     fn advance(&mut self) -> Result<Option<Step>, Fault> {
-        if self.in_flight_cost >= self.window || self.held >= HELD || self.wanted.len() >= REQUESTS {
+        let full = self.in_flight_cost >= self.window || self.held >= HELD || self.in_flight.len() >= FRAMES;
+        if full || self.wanted.len() >= REQUESTS {
             return Ok(Some(Step::Wait));
         }
         if let Some(unit) = self.again.pop_first() {
