@@ -91,7 +91,7 @@ impl Output {
     pub fn progress(&self, progress: &Progress) {
         let every = match self.form {
             Form::Plain => Duration::from_secs(5),
-            Form::Json => Duration::from_secs(1),
+            Form::Json => Duration::from_millis(250),
         };
         {
             let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);

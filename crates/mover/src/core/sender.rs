@@ -69,6 +69,8 @@ pub struct Tally {
     pub units_before: u64,
     /// Units that were sent, whole or in part.
     pub units_sent: u64,
+    /// Units that the receiver has acknowledged, of those that were sent and of zeros.
+    pub units_acknowledged: u64,
     /// Bytes of content that were sent, before packing.
     pub content: u64,
     /// Bytes of the frames that carried them.
@@ -403,8 +405,12 @@ impl<S: Source, T: Table> Sender<S, T> {
                 Change::Unit { unit, .. } if landed.refused => {
                     self.again.insert(unit);
                 }
-                Change::Unit { unit, hash, leaves, digests } => self.believe(unit, hash, &leaves, &digests)?,
+                Change::Unit { unit, hash, leaves, digests } => {
+                    self.tally.units_acknowledged += 1;
+                    self.believe(unit, hash, &leaves, &digests)?;
+                }
                 Change::Zeros { first, count } => {
+                    self.tally.units_acknowledged += u64::from(count);
                     let zeros: Vec<_> = (first..first + u64::from(count)).map(|unit| self.zeros.unit(unit)).collect();
                     self.tables.units.set(first, &zeros).map_err(Fault::State)?;
                 }

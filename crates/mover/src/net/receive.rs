@@ -294,7 +294,7 @@ async fn pump(
     let reading = async {
         loop {
             match wire::read::<ToReceiver>(from).await? {
-                None | Some(ToReceiver::Bye) => return Ok(()),
+                None => return Ok(()),
                 Some(ToReceiver::Ping) => {
                     // When the answers queue up, the agent hears enough.
                     let _ = answers.try_send(ToSender::Pong.encode());
@@ -355,6 +355,12 @@ impl Engine<'_> {
         while let Some(event) = events.blocking_recv() {
             let answers = match event {
                 Event::Tick => receiver.commit()?.into_iter().collect(),
+                Event::Frame(ToReceiver::Bye) => {
+                    // The agent has heard how the round ended; without this word it would ask again.
+                    let record = receiver.record();
+                    place.proven.send_replace(record.complete && record.kind == RoundKind::Proof);
+                    return Ok(());
+                }
                 Event::Frame(ToReceiver::RoundEnd(end)) => {
                     let Some(answers) = self.end(&mut receiver, &transfer, around, &end)? else {
                         return Ok(());
@@ -458,9 +464,6 @@ impl Engine<'_> {
                 "round {}: both ends differ, {} units were damaged on the target: what differs is sent again",
                 end.round, result.damaged
             ));
-        }
-        if result.agreed && verified.is_some() {
-            place.proven.send_replace(true);
         }
         answers.push(ToSender::RoundResult(result));
         Ok(Some(answers))
