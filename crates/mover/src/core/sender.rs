@@ -25,6 +25,8 @@ const ZEROS: u32 = 65536;
 const HELD: usize = (8 << 20) / 32;
 /// Units that may pass in silence before the receiver is told how far the reading is.
 const SILENCE: u64 = 1024;
+/// Frames that may be under way: their answers must find room at this end.
+pub const FRAMES: usize = 4096;
 /// Requests for hashes that may be under way.
 const REQUESTS: usize = 16;
 /// Times that one unit may arrive damaged.
@@ -67,6 +69,8 @@ pub struct Tally {
     pub units_before: u64,
     /// Units that were sent, whole or in part.
     pub units_sent: u64,
+    /// Units that the receiver has acknowledged, of those that were sent and of zeros.
+    pub units_acknowledged: u64,
     /// Bytes of content that were sent, before packing.
     pub content: u64,
     /// Bytes of the frames that carried them.
@@ -401,8 +405,12 @@ impl<S: Source, T: Table> Sender<S, T> {
                 Change::Unit { unit, .. } if landed.refused => {
                     self.again.insert(unit);
                 }
-                Change::Unit { unit, hash, leaves, digests } => self.believe(unit, hash, &leaves, &digests)?,
+                Change::Unit { unit, hash, leaves, digests } => {
+                    self.tally.units_acknowledged += 1;
+                    self.believe(unit, hash, &leaves, &digests)?;
+                }
                 Change::Zeros { first, count } => {
+                    self.tally.units_acknowledged += u64::from(count);
                     let zeros: Vec<_> = (first..first + u64::from(count)).map(|unit| self.zeros.unit(unit)).collect();
                     self.tables.units.set(first, &zeros).map_err(Fault::State)?;
                 }
@@ -466,7 +474,8 @@ impl<S: Source, T: Table> Sender<S, T> {
 
     /// One piece of the reading; `None` when there may be more at once.
     fn advance(&mut self) -> Result<Option<Step>, Fault> {
-        if self.in_flight_cost >= self.window || self.held >= HELD || self.wanted.len() >= REQUESTS {
+        let full = self.in_flight_cost >= self.window || self.held >= HELD || self.in_flight.len() >= FRAMES;
+        if full || self.wanted.len() >= REQUESTS {
             return Ok(Some(Step::Wait));
         }
         if let Some(unit) = self.again.pop_first() {

@@ -7,4 +7,5 @@ mod table;
 
 pub use log::FileLog;
 pub use raw::{Around, Disk, OpenError};
+pub(crate) use raw::sync_parent;
 pub use table::FileTable;
