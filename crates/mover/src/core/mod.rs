@@ -4,11 +4,15 @@
 //! memory of a transfer only through the traits of [`ports`], so that a test can give them a disk that forgets.
 
 pub mod calendar;
+pub mod doors;
 pub mod evidence;
+pub mod forecast;
 pub mod frame;
 pub mod geometry;
 pub mod hash;
 pub mod journal;
+pub mod lease;
+pub mod line;
 pub mod pace;
 pub mod pack;
 pub mod ports;

@@ -16,35 +16,27 @@ const SLACK: Duration = Duration::from_millis(20);
 pub struct Pace {
     rate: Option<u64>,
     free_at: Duration,
-    /// Bytes that were sent ahead of time when everything was stopped.
-    owed: u64,
 }
 
 impl Pace {
     /// So many bytes each second; no limit when `None`. A rate of 0 stops everything.
     pub fn new(rate: Option<u64>) -> Self {
-        Self { rate, free_at: Duration::ZERO, owed: 0 }
+        Self { rate, free_at: Duration::ZERO }
     }
 
     /// From now on at another rate. What was sent ahead of time at the old rate is made good at the new one: a rate
-    /// that changes often is kept nevertheless, and one that rises is felt at once.
+    /// that changes often is kept nevertheless, and one that rises is felt at once. A stop ends with nothing owed.
     pub fn set_rate(&mut self, rate: Option<u64>, now: Duration) {
         if self.rate == rate {
             return;
         }
         let ahead = self.free_at.saturating_sub(now);
-        let owed = match self.rate {
-            None => 0,
-            Some(0) => self.owed,
-            Some(old) => bytes_in(ahead, old),
-        };
-        self.owed = 0;
         self.free_at = self.free_at.min(now);
-        match rate {
-            None => {}
-            Some(0) => self.owed = owed,
-            Some(new) if owed > 0 => self.free_at = now.saturating_add(time_for(owed, new)),
-            Some(_) => {}
+        if let (Some(old), Some(new)) = (self.rate, rate)
+            && old > 0
+            && new > 0
+        {
+            self.free_at = self.free_at.saturating_add(time_for(bytes_in(ahead, old), new));
         }
         self.rate = rate;
     }

@@ -80,46 +80,45 @@ impl<H: Ord + Clone> Ledger<H> {
             !leases.is_empty()
         });
         let wanted: Vec<Demand> = demands.values().copied().collect();
-        let goals: BTreeMap<&H, u64> = demands.keys().zip(fair(cap, &wanted)).collect();
-        let held = |holder: &H| {
-            self.leases.get(holder).into_iter().flatten().map(|lease| lease.rate).max().unwrap_or(0)
-        };
-        let free = if cap == UNLIMITED {
-            UNLIMITED
-        } else {
-            cap.saturating_sub(self.leases.keys().map(held).fold(0, u64::saturating_add))
-        };
-        // Whoever may grow shares what nobody holds, by the same rule; whoever has to shrink does so at once.
-        let growing: Vec<(&H, Demand)> = goals
-            .iter()
-            .filter(|&(holder, &goal)| goal > held(holder))
-            .map(|(&holder, &goal)| (holder, Demand { want: goal - held(holder), weight: demands[holder].weight }))
-            .collect();
-        let additions = fair(free, &growing.iter().map(|(_, demand)| *demand).collect::<Vec<_>>());
-        let mut granted: BTreeMap<H, Lease> = goals
-            .iter()
-            .map(|(&holder, &goal)| (holder.clone(), Lease { rate: goal.min(held(holder)), until }))
-            .collect();
-        for ((holder, demand), addition) in growing.iter().zip(additions) {
-            if let Some(lease) = granted.get_mut(*holder) {
-                lease.rate = lease.rate.saturating_add(addition.min(demand.want));
+        let mut goals: Vec<(&H, u64)> = demands.keys().zip(fair(cap, &wanted)).collect();
+        // Who has least is served first: there may not be room for all before older leases end.
+        goals.sort_by_key(|(holder, _)| self.held(holder, now));
+        // What all hold together only changes when a lease ends.
+        let mut moments = vec![now];
+        moments.extend(self.leases.values().flatten().map(|lease| lease.until));
+        let mut in_use: Vec<u64> = moments.iter().map(|at| self.in_use(*at)).collect();
+        let mut granted = BTreeMap::new();
+        for (holder, goal) in goals {
+            let mut rate = goal;
+            for (at, sum) in moments.iter().zip(&in_use) {
+                let mine = self.held(holder, *at);
+                let room = if cap == UNLIMITED { cap } else { cap.saturating_sub(sum.saturating_sub(mine)) };
+                // What was promised cannot be taken back, so to promise it again takes nothing from anybody.
+                rate = rate.min(room.max(mine));
             }
+            for (at, sum) in moments.iter().zip(&mut in_use) {
+                *sum = sum.saturating_add(rate.saturating_sub(self.held(holder, *at)));
+            }
+            granted.insert(holder.clone(), Lease { rate, until });
         }
         for (holder, lease) in &granted {
             let leases = self.leases.entry(holder.clone()).or_default();
-            // One of the same rate only becomes longer; so a ledger stays small.
+            // A longer lease of no less covers one before; so a ledger stays small.
             leases.retain(|older| older.rate > lease.rate);
             leases.push(*lease);
         }
         granted
     }
 
+    /// What one may use at a moment at most, by the leases given out so far.
+    fn held(&self, holder: &H, at: Duration) -> u64 {
+        let leases = self.leases.get(holder).into_iter().flatten();
+        leases.filter(|lease| lease.until > at).map(|lease| lease.rate).max().unwrap_or(0)
+    }
+
     /// What may be in use at this moment at most, by all who ever got a lease, heard or unheard.
     pub fn in_use(&self, at: Duration) -> u64 {
-        self.leases
-            .values()
-            .map(|leases| leases.iter().filter(|lease| lease.until > at).map(|lease| lease.rate).max().unwrap_or(0))
-            .fold(0, u64::saturating_add)
+        self.leases.keys().map(|holder| self.held(holder, at)).fold(0, u64::saturating_add)
     }
 }
 

@@ -1,0 +1,79 @@
+//! Tells the servers of a site their share of its line. Only here does the gateway end TLS: this connection is its own.
+
+use std::time::Duration;
+
+use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::shared::Shared;
+use crate::core::lease::{Grant, Said};
+use crate::net::{tls, wire};
+
+/// What is told has to be taken within this time.
+const WRITE: Duration = Duration::from_secs(10);
+
+/// Answers one server until it goes.
+pub(super) async fn serve(shared: &Shared, site: &str, stream: TcpStream, said: Vec<u8>) {
+    let table = shared.table();
+    let Some(config) = table.site(site).and_then(|site| site.leases.clone()) else { return };
+    let stream = wire::Replayed::new(said, stream);
+    // Who does not pass the handshake is a stranger, or a server whose certificate has run out: it will say so itself.
+    let Ok(stream) = tls::accept(config, stream).await else { return shared.refuse(super::Refused::Stranger) };
+    let (mut from, mut to) = tokio::io::split(stream);
+    let mut asked = None;
+    loop {
+        // What was divided anew is told at once, not when it is asked for next.
+        let divided = async {
+            match &mut asked {
+                Some(Asked { leases, .. }) => leases.changed().await.is_ok(),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            ask = wire::read::<Said>(&mut from) => match ask {
+                Ok(Some(Said::Ask(ask))) => {
+                    // A name of another site is no different from one that is not there.
+                    let Some(route) = shared.route(&ask.route).filter(|route| route.site == site) else {
+                        return shared.refuse(super::Refused::Unknown);
+                    };
+                    route.heard(ask.left);
+                    shared.divide(site);
+                    asked = Some(Asked { number: ask.number, at: Instant::now(), leases: route.leases() });
+                }
+                Ok(Some(Said::Grant(_)) | None) | Err(_) => return,
+            },
+            true = divided => {}
+            else => return,
+        }
+        if let Some(asked) = &mut asked
+            && tell(&mut to, shared, asked).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The question that leases answer until the next one comes.
+struct Asked {
+    number: u64,
+    at: Instant,
+    leases: tokio::sync::watch::Receiver<super::shared::Given>,
+}
+
+async fn tell(to: &mut (impl AsyncWrite + Unpin), shared: &Shared, asked: &mut Asked) -> std::io::Result<()> {
+    let given = *asked.leases.borrow_and_update();
+    let left = given.until.saturating_sub(shared.elapsed(asked.at));
+    let grant = Grant {
+        number: asked.number,
+        rate: given.rate,
+        millis: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+        why: given.why,
+    };
+    timeout(WRITE, async {
+        to.write_all(&crate::core::frame::Frame::encode(&Said::Grant(grant))).await?;
+        to.flush().await
+    })
+    .await
+    .map_err(|_| std::io::ErrorKind::TimedOut)?
+}
