@@ -288,7 +288,10 @@ impl World {
                 1 => vec![7; count],
                 _ => {
                     let mut bytes = vec![0; count];
-                    blake3::Hasher::new().update(&self.dice.roll().to_le_bytes()).finalize_xof().fill(&mut bytes);
+                    blake3::Hasher::new()
+                        .update(&self.dice.roll().to_le_bytes())
+                        .finalize_xof()
+                        .fill(&mut bytes);
                     bytes
                 }
             };

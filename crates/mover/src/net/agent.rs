@@ -8,8 +8,8 @@ use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::wire::{self, WireError};
 use super::tls;
+use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{SourceStatement, Subject};
 use crate::core::frame::{Frame as _, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
@@ -212,9 +212,10 @@ async fn session(
             }
         }
     });
-    let writer = tokio::spawn(async move {
-        wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await
-    });
+    let writer =
+        tokio::spawn(
+            async move { wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await },
+        );
     let (settings, identity) = (settings.clone(), Arc::clone(identity));
     let engine = tokio::task::spawn_blocking(move || drive(&settings, &identity, &work, &frames, answers));
     let driven = engine.await.map_err(|error| Cut::Fatal(AgentError::Defect(error.to_string())))?;
@@ -304,11 +305,7 @@ fn last_words(
     Ok(None)
 }
 
-fn hear(
-    sender: &mut Sender<Disk, FileTable>,
-    progress: &mut Progress,
-    frame: ToSender,
-) -> Result<(), Fault> {
+fn hear(sender: &mut Sender<Disk, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
     if let ToSender::Reading { done, total } = frame {
         progress.reading = Some((done, total));
     }
