@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
+use super::dial::dial;
 use super::tls;
 use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
@@ -186,12 +186,7 @@ async fn session(
 ) -> Result<Round, Cut> {
     let address = &settings.address;
     let wire = |what: &str, error: &dyn std::fmt::Display| Cut::Wire(format!("{what}: {error}"));
-    let stream = tokio::time::timeout(tls::HANDSHAKE, TcpStream::connect(address))
-        .await
-        .map_err(|_| wire(address, &"no answer"))?
-        .map_err(|error| wire(address, &error))?;
-    // Without this, the end of each frame would wait for an acknowledgement of the one before.
-    stream.set_nodelay(true).map_err(|error| wire(address, &error))?;
+    let stream = dial(address).await.map_err(|error| wire(address, &error))?;
     let stream =
         tls::connect(config, &identity.about.name, stream).await.map_err(|error| wire(address, &error))?;
     let (mut from, mut to) = tokio::io::split(stream);

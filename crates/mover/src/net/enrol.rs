@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::dial::dial;
 use super::{tls, wire};
 use crate::cli::Output;
 use crate::core::frame::{BadFrame, Frame, MAX_TEXT, Reader, Writer};
@@ -155,10 +156,8 @@ pub async fn enrol(token: &Token, state: &Path) -> anyhow::Result<About> {
     let authority =
         CertificateDer::from_pem_slice(token.authority.as_bytes()).context("the token's authority")?;
     let address = &token.enrol.address;
-    let stream = tokio::time::timeout(tls::HANDSHAKE, TcpStream::connect(address))
+    let stream = dial(address)
         .await
-        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))
-        .flatten()
         .with_context(|| format!("{address} cannot be reached: check the network and the proxy"))?;
     let mut stream = tls::connect(tls::enrolling(&authority)?, &token.enrol.name, stream)
         .await
