@@ -134,7 +134,8 @@ fn a_token_works_once_and_a_certificate_for_one_target_only() {
     site.ok(&["enrol", "--token", "other.json", "--state", "agent2"]);
     let receiver = site.receiver(&[]);
     let call = |address: &str| {
-        let args = ["agent", "--state", "agent2", "--source", "disk", "--connect", address, "--give-up-after", "1s"];
+        let args =
+            ["agent", "--state", "agent2", "--source", "disk", "--connect", address, "--give-up-after", "1s"];
         site.run(&args)
     };
     let refused = call(&receiver.address());

@@ -13,8 +13,11 @@ use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::rc::Rc;
 
-use conme_mover::core::frame::{Frame, HEADER, RoundEnd, RoundKind, ToReceiver, ToSender, header};
-use conme_mover::core::geometry::Geometry;
+use conme_mover::core::frame::{
+    Frame, HEADER, Packing, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender, UnitFrame, Welcome,
+    header,
+};
+use conme_mover::core::geometry::{Geometry, LeafSet};
 use conme_mover::core::hash::{self, Digest};
 use conme_mover::core::journal::{Record, SLOT};
 use conme_mover::core::ports::{Extent, Fault, Log, Source, Table, Target};
@@ -288,7 +291,10 @@ impl World {
                 1 => vec![7; count],
                 _ => {
                     let mut bytes = vec![0; count];
-                    blake3::Hasher::new().update(&self.dice.roll().to_le_bytes()).finalize_xof().fill(&mut bytes);
+                    blake3::Hasher::new()
+                        .update(&self.dice.roll().to_le_bytes())
+                        .finalize_xof()
+                        .fill(&mut bytes);
                     bytes
                 }
             };
@@ -466,7 +472,7 @@ impl World {
     }
 
     /// What the receiver has durably, and said so, does not come again.
-    fn assert_needed(&self, changed: &conme_mover::core::geometry::LeafSet, unit: u64, hash: &Digest) {
+    fn assert_needed(&self, changed: &LeafSet, unit: u64, hash: &Digest) {
         let [units, leaves, _] = &self.receiver;
         let has = SimTable(units.clone()).get(unit, 1).unwrap()[0];
         assert_ne!(has, *hash, "unit {unit} is there already");
@@ -530,6 +536,152 @@ fn whatever_goes_wrong_the_target_becomes_what_the_source_is() {
         if let Err(panic) = std::panic::catch_unwind(|| play(seed)) {
             println!("seed {seed} fails: CONME_SEED={seed} cargo test -p conme-mover --test simulation");
             std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+/// A number that somebody might try: small, large, or just beside an edge.
+fn number(dice: &mut Dice) -> u64 {
+    match dice.below(6) {
+        0..=2 => dice.below(45),
+        3 => u64::MAX - dice.below(3),
+        4 => (1 << dice.below(64)) - dice.below(2),
+        _ => dice.roll(),
+    }
+}
+
+fn any_digest(dice: &mut Dice) -> Digest {
+    hash::leaf(&dice.below(3).to_le_bytes())
+}
+
+fn any_leaves(dice: &mut Dice) -> LeafSet {
+    let mut leaves = LeafSet::default();
+    (0..dice.below(5)).for_each(|_| leaves.insert(dice.below(6) as usize));
+    leaves
+}
+
+#[test]
+fn a_hostile_agent_writes_nothing_outside_of_the_target_and_is_told_of_nothing_that_is_not_there() {
+    for seed in 0..300 {
+        let mut dice = Dice(seed);
+        let geometry = Geometry::new(1 + dice.below(40 * u64::from(UNIT)), UNIT, LEAF).unwrap();
+        // The disk of the simulation fails the test when somebody writes behind its end.
+        let target = Sim { medium: Shared::default(), len: geometry.len(), holes: false };
+        let kept = [Shared::default(), Shared::default(), Shared::default()];
+        let open = || {
+            let [units, leaves, log] = kept.clone();
+            let tables = receiver::Tables { units: SimTable(units), leaves: SimTable(leaves) };
+            Receiver::open(geometry, target.clone(), tables, SimLog(log), [1; 16], 1 << 20).unwrap()
+        };
+        let mut there = open();
+        for _ in 0..200 {
+            let frame = match dice.below(9) {
+                0 => ToReceiver::WantSegments { first: number(&mut dice), count: dice.below(1025) as u32 },
+                1 => ToReceiver::WantUnits { segment: number(&mut dice) },
+                2 => ToReceiver::WantLeaves { unit: number(&mut dice) },
+                3 => {
+                    let kind = if dice.once_in(2) { RoundKind::Copy } else { RoundKind::Proof };
+                    ToReceiver::RoundBegin { round: dice.below(4) as u32, kind }
+                }
+                4 => ToReceiver::Zeros { first: number(&mut dice), count: number(&mut dice) as u32 },
+                5 => ToReceiver::Progress { unit: number(&mut dice) },
+                6 => {
+                    let end = RoundEnd {
+                        round: dice.below(4) as u32,
+                        root: any_digest(&mut dice),
+                        sha256: None,
+                        statement: Vec::new(),
+                        signature: Vec::new(),
+                    };
+                    if let Ok(result) = there.conclude(&end, None) {
+                        assert!(!result.agreed, "agreed on what nobody sent");
+                    }
+                    continue;
+                }
+                _ => ToReceiver::Unit(UnitFrame {
+                    unit: number(&mut dice),
+                    hash: any_digest(&mut dice),
+                    changed: if dice.once_in(2) { LeafSet::first(4) } else { any_leaves(&mut dice) },
+                    zero: any_leaves(&mut dice),
+                    packing: if dice.once_in(2) { Packing::Raw } else { Packing::Zstd },
+                    payload: vec![7; dice.below(5) as usize * LEAF as usize],
+                }),
+            };
+            if there.handle(frame).is_err() {
+                there = open();
+            }
+        }
+        let _ = there.commit();
+        // Whatever it claimed, what the tables say is on the disk.
+        let mut there = open();
+        if let Ok(mut verifier) = there.verifier() {
+            while there.verify(&mut verifier).unwrap().is_some() {}
+            assert_eq!(verifier.finish().damaged, 0, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_hostile_receiver_never_hears_that_a_round_is_over_which_it_has_not_taken() {
+    for seed in 0..300 {
+        let mut dice = Dice(seed);
+        let geometry = Geometry::new(1 + dice.below(40 * u64::from(UNIT)), UNIT, LEAF).unwrap();
+        let medium = Shared::default();
+        Medium::put(&mut medium.borrow_mut().seen, 0, &vec![5; geometry.len() as usize]);
+        let order = Order { geometry, kind: RoundKind::Copy, begun: None, software: String::new(), level: 1 };
+        let source = Sim { medium, len: geometry.len(), holes: false };
+        let [units, leaves, seen] = [(); 3].map(|()| SimTable(Shared::default()));
+        let mut agent = Sender::new(order, source, sender::Tables { units, leaves, seen });
+        let (mut sent, mut acknowledged) = (0_u64, 0_u64);
+        for _ in 0..400 {
+            match agent.step() {
+                Ok(Step::Send(
+                    ToReceiver::Unit(_) | ToReceiver::Zeros { .. } | ToReceiver::Progress { .. },
+                )) => sent += 1,
+                Ok(Step::Conclude(_)) => {
+                    assert!(acknowledged >= sent, "seed {seed}: {acknowledged} of {sent}")
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+            let hashes = |dice: &mut Dice| (0..dice.below(45)).map(|_| any_digest(dice)).collect();
+            let frame = match dice.below(9) {
+                0 => ToSender::Welcome(Welcome {
+                    revision: dice.below(3) as u16,
+                    features: 0,
+                    window: number(&mut dice) as u32,
+                    transfer: [1; 16],
+                    round: number(&mut dice) as u32,
+                    kind: RoundKind::Copy,
+                    complete: dice.once_in(2),
+                    watermark: number(&mut dice),
+                    software: String::new(),
+                }),
+                1 => ToSender::Segments {
+                    first: 0,
+                    hashes: vec![any_digest(&mut dice); geometry.segments() as usize],
+                },
+                2 => ToSender::Segments { first: number(&mut dice), hashes: hashes(&mut dice) },
+                3 => ToSender::Units {
+                    segment: 0,
+                    hashes: vec![any_digest(&mut dice); geometry.units() as usize],
+                },
+                4 => ToSender::Leaves { unit: number(&mut dice), hashes: hashes(&mut dice) },
+                5 | 6 => {
+                    let sequence = if dice.once_in(2) { sent } else { number(&mut dice) };
+                    acknowledged = acknowledged.max(sequence.min(sent));
+                    ToSender::Ack { sequence }
+                }
+                7 => ToSender::Nack { sequence: number(&mut dice), unit: number(&mut dice) },
+                _ => ToSender::RoundResult(RoundResult {
+                    round: dice.below(3) as u32,
+                    agreed: true,
+                    root: None,
+                    damaged: number(&mut dice),
+                }),
+            };
+            // What it may not say now ends the session; a patient one would get further, so this one is.
+            let _ = agent.receive(frame);
         }
     }
 }

@@ -228,8 +228,9 @@ pub fn run(cli: Cli) -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             output.error(&error);
-            let gave_up =
-                error.downcast_ref::<AgentError>().is_some_and(|error| matches!(error, AgentError::GaveUp { .. }));
+            let gave_up = error
+                .downcast_ref::<AgentError>()
+                .is_some_and(|error| matches!(error, AgentError::GaveUp { .. }));
             ExitCode::from(if gave_up { GAVE_UP } else { FAILED })
         }
     }
@@ -243,7 +244,9 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Enrol(args) => runtime()?.block_on(enrolled(&args, output)).map(done),
         Command::Ca(ca) => authority(ca, output).map(done),
         Command::Verify(args) => match args {
-            VerifyArgs { state: Some(state), target: Some(target), .. } => verify_state(&state, &target, output),
+            VerifyArgs { state: Some(state), target: Some(target), .. } => {
+                verify_state(&state, &target, output)
+            }
             VerifyArgs { evidence: Some(evidence), authority: Some(authority), target, .. } => {
                 verify_evidence(&evidence, &authority, target.as_deref(), output)
             }
@@ -259,7 +262,8 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<()> {
-    let identity = Arc::new(Identity::load(&args.state.join("identity")).context("enrol first: `conme-mover enrol`")?);
+    let identity =
+        Arc::new(Identity::load(&args.state.join("identity")).context("enrol first: `conme-mover enrol`")?);
     if identity.about.role != Role::Agent {
         bail!("{} is the identity of a receiver", args.state.display());
     }
@@ -352,7 +356,9 @@ fn authority(ca: Ca, output: &Output) -> anyhow::Result<()> {
 }
 
 fn verify_state(state: &Path, target: &Path, output: &Output) -> anyhow::Result<ExitCode> {
-    let Some(transfer) = receive::Transfer::load(state)? else { bail!("{} holds no transfer", state.display()) };
+    let Some(transfer) = receive::Transfer::load(state)? else {
+        bail!("{} holds no transfer", state.display())
+    };
     let _held = crate::identity::lock(state)?;
     let mut disk = Disk::source(target)?;
     if disk.len() < transfer.geometry.len() {
@@ -380,7 +386,8 @@ fn verify_evidence(
 ) -> anyhow::Result<ExitCode> {
     let text = std::fs::read(evidence).with_context(|| evidence.display().to_string())?;
     let evidence: Evidence = serde_json::from_slice(&text).context("not an evidence file")?;
-    let authority = CertificateDer::from_pem_file(authority).with_context(|| authority.display().to_string())?;
+    let authority =
+        CertificateDer::from_pem_file(authority).with_context(|| authority.display().to_string())?;
     let (source, there) = evidence.agreed()?;
     let subject = &there.subject;
     for (signed, at, name) in [
@@ -396,7 +403,8 @@ fn verify_evidence(
     let Some(target) = target else { return Ok(ExitCode::SUCCESS) };
     let mut disk = Disk::source(target)?;
     let found = read_root(&mut disk, subject.geometry)?;
-    let same = found.root == Some(subject.root) && subject.sha256.is_none_or(|sha256| sha256.0 == found.sha256);
+    let same =
+        found.root == Some(subject.root) && subject.sha256.is_none_or(|sha256| sha256.0 == found.sha256);
     output.still(same, target, disk.around().word());
     Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
 }
@@ -418,7 +426,9 @@ fn read_root(disk: &mut Disk, geometry: crate::core::geometry::Geometry) -> anyh
 
 fn manifest(state: &Path) -> anyhow::Result<()> {
     use crate::core::ports::Log as _;
-    let Some(transfer) = receive::Transfer::load(state)? else { bail!("{} holds no transfer", state.display()) };
+    let Some(transfer) = receive::Transfer::load(state)? else {
+        bail!("{} holds no transfer", state.display())
+    };
     let record = crate::disk::FileLog::open(&state.join("log"))?.load()?.unwrap_or_default();
     let mut tables = receive::tables(state)?;
     let geometry = transfer.geometry;

@@ -137,8 +137,10 @@ impl Output {
     /// The receiver's round is over.
     pub fn agreed(&self, round: u32, kind: RoundKind, root: &Digest, evidence: &Path) {
         let fields = json!({ "round": round, "purpose": kind, "root": root, "evidence": evidence });
-        let text =
-            format!("round {round} is over: both ends agree on {root}; the evidence is in {}", evidence.display());
+        let text = format!(
+            "round {round} is over: both ends agree on {root}; the evidence is in {}",
+            evidence.display()
+        );
         self.tell("round", fields, &text);
     }
 
@@ -177,7 +179,8 @@ impl Output {
 
     /// Whether a target is still what evidence says.
     pub fn still(&self, same: bool, target: &Path, around: &str) {
-        let text = if same { "is still what both ends signed" } else { "is not (any more) what both ends signed" };
+        let text =
+            if same { "is still what both ends signed" } else { "is not (any more) what both ends signed" };
         let fields = json!({ "same": same, "target": target, "readBack": around });
         self.tell("compared", fields, &format!("{} {text}", target.display()));
     }

@@ -128,7 +128,12 @@ impl Zeros {
     pub fn new(geometry: &Geometry) -> Self {
         let of = |index: u64| unit(geometry, index, &leaves(geometry, &vec![0; geometry.unit_len(index)]));
         let last = geometry.units().saturating_sub(1);
-        Self { full_leaf: leaf(&vec![0; geometry.leaf() as usize]), full_unit: of(0), last_unit: of(last), last }
+        Self {
+            full_leaf: leaf(&vec![0; geometry.leaf() as usize]),
+            full_unit: of(0),
+            last_unit: of(last),
+            last,
+        }
     }
 
     /// The hash of a unit of zeros.

@@ -351,7 +351,8 @@ impl<S: Source, T: Table> Sender<S, T> {
             return Err(Fault::Peer("segments that nobody asked for".into()));
         };
         let asked = comparison.asked_segments.take();
-        if asked.as_ref().is_none_or(|asked| asked.start != first || asked.end - first != hashes.len() as u64) {
+        if asked.as_ref().is_none_or(|asked| asked.start != first || asked.end - first != hashes.len() as u64)
+        {
             return Err(Fault::Peer("other segments than were asked for".into()));
         }
         for (segment, theirs) in (first..).zip(hashes) {
@@ -411,7 +412,8 @@ impl<S: Source, T: Table> Sender<S, T> {
                 }
                 Change::Zeros { first, count } => {
                     self.tally.units_acknowledged += u64::from(count);
-                    let zeros: Vec<_> = (first..first + u64::from(count)).map(|unit| self.zeros.unit(unit)).collect();
+                    let zeros: Vec<_> =
+                        (first..first + u64::from(count)).map(|unit| self.zeros.unit(unit)).collect();
                     self.tables.units.set(first, &zeros).map_err(Fault::State)?;
                 }
                 Change::Progress => {}
@@ -421,7 +423,13 @@ impl<S: Source, T: Table> Sender<S, T> {
     }
 
     /// The receiver has these leaves now, durably.
-    fn believe(&mut self, unit: u64, hash: Digest, leaves: &LeafSet, digests: &[Digest]) -> Result<(), Fault> {
+    fn believe(
+        &mut self,
+        unit: u64,
+        hash: Digest,
+        leaves: &LeafSet,
+        digests: &[Digest],
+    ) -> Result<(), Fault> {
         let place = self.leaf_place(unit);
         let mut digests = digests;
         for run in runs(leaves) {
@@ -479,7 +487,7 @@ impl<S: Source, T: Table> Sender<S, T> {
             return Ok(Some(Step::Wait));
         }
         if let Some(unit) = self.again.pop_first() {
-            self.read(unit)?;
+            self.read(unit, false)?;
             return Ok(None);
         }
         if self.cursor < self.geometry.units() {
@@ -512,7 +520,7 @@ impl<S: Source, T: Table> Sender<S, T> {
             self.tally.units_before += 1;
             return Ok(());
         }
-        self.read(unit)
+        self.read(unit, true)
     }
 
     /// What was seen of a unit, and what the receiver has.
@@ -529,22 +537,20 @@ impl<S: Source, T: Table> Sender<S, T> {
         Ok((of(&self.page.seen), of(&self.page.units)))
     }
 
-    fn read(&mut self, unit: u64) -> Result<(), Fault> {
+    fn read(&mut self, unit: u64, in_order: bool) -> Result<(), Fault> {
         let offset = self.geometry.offset(unit);
         let end = offset + self.geometry.unit_len(unit) as u64;
-        if self.stretch.is_none_or(|stretch| stretch.end <= offset) || unit < self.cursor.saturating_sub(1) {
+        if self.stretch.is_none_or(|stretch| stretch.end <= offset) || !in_order {
             self.stretch = Some(self.source.extent(offset).map_err(Fault::Disk)?);
         }
         let in_hole = self.stretch.is_some_and(|stretch| !stretch.data && stretch.end >= end);
         self.buffer.resize(self.geometry.unit_len(unit), 0);
         if !in_hole {
             self.source.read(offset, &mut self.buffer).map_err(Fault::Disk)?;
-        } else if self.sha256.is_some() {
+        } else if in_order && self.sha256.is_some() {
             self.buffer.fill(0);
         }
-        if let Some(sha256) = &mut self.sha256
-            && unit + 1 == self.cursor
-        {
+        if in_order && let Some(sha256) = &mut self.sha256 {
             sha256.add(&self.buffer);
         }
         if in_hole || hash::is_zero(&self.buffer) {
@@ -664,9 +670,12 @@ impl<S: Source, T: Table> Sender<S, T> {
         let mut root = Root::new(&self.geometry);
         for segment in 0..self.geometry.segments() {
             let range = self.geometry.segment_units(segment);
-            for (unit, seen) in range.clone().zip(get(&mut self.tables.seen, range.start + 1..range.end + 1)?) {
+            for (unit, seen) in range.clone().zip(get(&mut self.tables.seen, range.start + 1..range.end + 1)?)
+            {
                 if !seen.is_known() {
-                    return Err(Fault::State(std::io::Error::other(format!("what was read of unit {unit} is lost"))));
+                    return Err(Fault::State(std::io::Error::other(format!(
+                        "what was read of unit {unit} is lost"
+                    ))));
                 }
                 root.add(&seen);
             }
@@ -703,7 +712,10 @@ impl Comparison {
             return Some(ToReceiver::WantUnits { segment });
         }
         // The next stretch of segments waits until the differences of this one are known: the memory is bounded.
-        if self.asked_segments.is_none() && self.segments.is_empty() && self.next_segment < geometry.segments() {
+        if self.asked_segments.is_none()
+            && self.segments.is_empty()
+            && self.next_segment < geometry.segments()
+        {
             let first = self.next_segment;
             self.next_segment = first.saturating_add(SEGMENT).min(geometry.segments());
             self.asked_segments = Some(first..self.next_segment);

@@ -6,6 +6,6 @@ mod raw;
 mod table;
 
 pub use log::FileLog;
-pub use raw::{Around, Disk, OpenError};
 pub(crate) use raw::sync_parent;
+pub use raw::{Around, Disk, OpenError};
 pub use table::FileTable;

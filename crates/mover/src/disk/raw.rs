@@ -263,9 +263,15 @@ impl Target for Disk {
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let ways = if self.block_device {
             // Discarding a device may leave anything there; this leaves zeros.
-            [FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE]
+            [
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            ]
         } else {
-            [FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE]
+            [
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            ]
         };
         for way in ways {
             match rustix::fs::fallocate(&self.file, way, offset, len) {

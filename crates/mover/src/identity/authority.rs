@@ -151,8 +151,10 @@ impl Authority {
         let called = self.target_name(target)?;
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = params(&format!("conme-mover receiver {target}"), now, RECEIVER_DAYS)?;
-        params.subject_alt_names =
-            vec![SanType::DnsName(called.clone().try_into()?), SanType::URI(receiver_uri(target).try_into()?)];
+        params.subject_alt_names = vec![
+            SanType::DnsName(called.clone().try_into()?),
+            SanType::URI(receiver_uri(target).try_into()?),
+        ];
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
         let certificate = params.signed_by(&key, &self.issuer)?;
         let about = About {
@@ -262,7 +264,12 @@ impl Authority {
         Ok(certificate)
     }
 
-    fn agent(&self, token: &StoredToken, key: &impl PublicKeyData, now: Timestamp) -> Result<String, IdentityError> {
+    fn agent(
+        &self,
+        token: &StoredToken,
+        key: &impl PublicKeyData,
+        now: Timestamp,
+    ) -> Result<String, IdentityError> {
         let mut params = params(&format!("conme-mover agent {}", token.source), now, AGENT_DAYS)?;
         params.subject_alt_names = vec![SanType::URI(agent_uri(&token.source, &token.target).try_into()?)];
         params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ClientAuth);
@@ -291,7 +298,8 @@ fn opaque_name() -> Result<String, IdentityError> {
 
 fn load<T: DeserializeOwned>(path: &Path) -> Result<T, IdentityError> {
     let text = std::fs::read(path).map_err(|error| file_error(path, error))?;
-    serde_json::from_slice(&text).map_err(|error| IdentityError::Form { path: path.into(), error: error.to_string() })
+    serde_json::from_slice(&text)
+        .map_err(|error| IdentityError::Form { path: path.into(), error: error.to_string() })
 }
 
 fn store(path: &Path, value: &impl Serialize) -> Result<(), IdentityError> {

@@ -143,7 +143,9 @@ pub(crate) fn lock(dir: &Path) -> Result<File, IdentityError> {
         let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path)?;
         rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).map_err(|error| {
             match error {
-                rustix::io::Errno::WOULDBLOCK => std::io::Error::other("another conme-mover works here: end it first"),
+                rustix::io::Errno::WOULDBLOCK => {
+                    std::io::Error::other("another conme-mover works here: end it first")
+                }
                 error => error.into(),
             }
         })?;

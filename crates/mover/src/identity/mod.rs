@@ -41,7 +41,9 @@ pub enum IdentityError {
     #[error("the certificate cannot be made: {0}")]
     Certificate(#[from] rcgen::Error),
     /// There is one already.
-    #[error("{0} exists already: it is not overwritten, since certificates issued by it would be worth nothing")]
+    #[error(
+        "{0} exists already: it is not overwritten, since certificates issued by it would be worth nothing"
+    )]
     Exists(std::path::PathBuf),
     /// No randomness.
     #[error("the system gives no random numbers: {0}")]

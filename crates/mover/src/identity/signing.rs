@@ -40,7 +40,11 @@ pub fn sign(identity: &Identity, text: &[u8]) -> Result<Vec<u8>, IdentityError> 
 ///
 /// # Errors
 /// When it is not.
-pub fn signer(signed: &Signed, authority: &CertificateDer<'_>, at: jiff::Timestamp) -> Result<Vec<String>, NotSigned> {
+pub fn signer(
+    signed: &Signed,
+    authority: &CertificateDer<'_>,
+    at: jiff::Timestamp,
+) -> Result<Vec<String>, NotSigned> {
     let wrong = |error: &dyn std::fmt::Display| NotSigned::Certificate(error.to_string());
     let certificate =
         CertificateDer::from_pem_slice(signed.certificate.as_bytes()).map_err(|error| wrong(&error))?;

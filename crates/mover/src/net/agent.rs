@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::wire::{self, WireError};
+use super::dial::dial;
 use super::tls;
+use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{SourceStatement, Subject};
 use crate::core::frame::{Frame as _, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
@@ -186,12 +186,7 @@ async fn session(
 ) -> Result<Round, Cut> {
     let address = &settings.address;
     let wire = |what: &str, error: &dyn std::fmt::Display| Cut::Wire(format!("{what}: {error}"));
-    let stream = tokio::time::timeout(tls::HANDSHAKE, TcpStream::connect(address))
-        .await
-        .map_err(|_| wire(address, &"no answer"))?
-        .map_err(|error| wire(address, &error))?;
-    // Without this, the end of each frame would wait for an acknowledgement of the one before.
-    stream.set_nodelay(true).map_err(|error| wire(address, &error))?;
+    let stream = dial(address).await.map_err(|error| wire(address, &error))?;
     let stream =
         tls::connect(config, &identity.about.name, stream).await.map_err(|error| wire(address, &error))?;
     let (mut from, mut to) = tokio::io::split(stream);
@@ -212,9 +207,10 @@ async fn session(
             }
         }
     });
-    let writer = tokio::spawn(async move {
-        wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await
-    });
+    let writer =
+        tokio::spawn(
+            async move { wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await },
+        );
     let (settings, identity) = (settings.clone(), Arc::clone(identity));
     let engine = tokio::task::spawn_blocking(move || drive(&settings, &identity, &work, &frames, answers));
     let driven = engine.await.map_err(|error| Cut::Fatal(AgentError::Defect(error.to_string())))?;
@@ -304,11 +300,7 @@ fn last_words(
     Ok(None)
 }
 
-fn hear(
-    sender: &mut Sender<Disk, FileTable>,
-    progress: &mut Progress,
-    frame: ToSender,
-) -> Result<(), Fault> {
+fn hear(sender: &mut Sender<Disk, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
     if let ToSender::Reading { done, total } = frame {
         progress.reading = Some((done, total));
     }

@@ -13,6 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::dial::dial;
 use super::{tls, wire};
 use crate::cli::Output;
 use crate::core::frame::{BadFrame, Frame, MAX_TEXT, Reader, Writer};
@@ -122,7 +123,8 @@ async fn answer(
     let said = match &redeemed {
         Ok(certificate) => Said::Issued { certificate: certificate.clone() },
         Err(_) => Said::Refused {
-            text: "the token is not valid (any more) for this server: ask the data centre for a new one".into(),
+            text: "the token is not valid (any more) for this server: ask the data centre for a new one"
+                .into(),
         },
     };
     stream.write_all(&said.encode()).await?;
@@ -151,21 +153,17 @@ pub async fn enrol(token: &Token, state: &Path) -> anyhow::Result<About> {
         key
     };
     let request = CertificateParams::default().serialize_request(&key)?;
-    let authority = CertificateDer::from_pem_slice(token.authority.as_bytes()).context("the token's authority")?;
+    let authority =
+        CertificateDer::from_pem_slice(token.authority.as_bytes()).context("the token's authority")?;
     let address = &token.enrol.address;
-    let stream = tokio::time::timeout(tls::HANDSHAKE, TcpStream::connect(address))
+    let stream = dial(address)
         .await
-        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))
-        .flatten()
         .with_context(|| format!("{address} cannot be reached: check the network and the proxy"))?;
     let mut stream = tls::connect(tls::enrolling(&authority)?, &token.enrol.name, stream)
         .await
         .with_context(|| format!("{address} is not the place that the token names"))?;
-    let said = Said::Request {
-        id: token.id.clone(),
-        secret: token.secret.clone(),
-        request: request.der().to_vec(),
-    };
+    let said =
+        Said::Request { id: token.id.clone(), secret: token.secret.clone(), request: request.der().to_vec() };
     stream.write_all(&said.encode()).await?;
     stream.flush().await?;
     let certificate = match wire::read(&mut stream).await? {

@@ -407,7 +407,11 @@ impl Engine<'_> {
             }
         };
         if transfer.source != self.source {
-            bail!("this target receives from {}, not from {}: give each server a target", transfer.source, self.source);
+            bail!(
+                "this target receives from {}, not from {}: give each server a target",
+                transfer.source,
+                self.source
+            );
         }
         if transfer.geometry != geometry {
             bail!(
@@ -470,7 +474,12 @@ impl Engine<'_> {
     }
 
     /// The agent's statement, when it has signed it and it says what the frame says.
-    fn vouched(&self, transfer: &Transfer, kind: RoundKind, end: &RoundEnd) -> anyhow::Result<(Signed, Subject)> {
+    fn vouched(
+        &self,
+        transfer: &Transfer,
+        kind: RoundKind,
+        end: &RoundEnd,
+    ) -> anyhow::Result<(Signed, Subject)> {
         let identity = &self.place.identity;
         let subject = Subject {
             transfer: transfer_name(&transfer.id),

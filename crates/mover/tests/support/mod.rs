@@ -40,8 +40,20 @@ impl Site {
     pub fn token(&self, source: &str, target: &str, enrol: &str, out: &str) {
         let receive = "127.0.0.1:1";
         self.ok(&[
-            "ca", "token", "--dir", "ca", "--source", source, "--target", target, "--enrol", enrol, "--receive",
-            receive, "--out", out,
+            "ca",
+            "token",
+            "--dir",
+            "ca",
+            "--source",
+            source,
+            "--target",
+            target,
+            "--enrol",
+            enrol,
+            "--receive",
+            receive,
+            "--out",
+            out,
         ]);
     }
 
@@ -66,8 +78,17 @@ impl Site {
     }
 
     pub fn receiver(&self, more: &[&str]) -> Running {
-        let args =
-            ["receive", "--identity", "receiver", "--state", "received", "--listen", "127.0.0.1:0", "--target", "copy"];
+        let args = [
+            "receive",
+            "--identity",
+            "receiver",
+            "--state",
+            "received",
+            "--listen",
+            "127.0.0.1:0",
+            "--target",
+            "copy",
+        ];
         Running::start(self, &[&args, more].concat())
     }
 
@@ -94,7 +115,9 @@ impl Running {
         let (send, events) = channel();
         let lines = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
-            for event in lines.lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok()) {
+            for event in
+                lines.lines().map_while(Result::ok).filter_map(|line| serde_json::from_str(&line).ok())
+            {
                 if send.send(event).is_err() {
                     return;
                 }
