@@ -9,5 +9,6 @@
 pub mod cli;
 pub mod core;
 pub mod disk;
+pub mod gateway;
 pub mod identity;
 pub mod net;

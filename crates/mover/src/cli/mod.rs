@@ -1,5 +1,6 @@
 //! The command line: what a person asks for, and how it is answered.
 
+mod gateway;
 mod output;
 
 use std::fs::File;
@@ -28,7 +29,8 @@ use crate::core::verify::{Verified, Verifier};
 use crate::disk::Disk;
 use crate::identity::{Authority, Identity, Role, Token, agent_uri, receiver_uri, signer, write_private};
 use crate::net::agent::{self, AgentError};
-use crate::net::{enrol, receive};
+use crate::net::dial::Proxy;
+use crate::net::{enrol, lease, receive};
 
 /// Name and version, as both ends tell each other.
 pub const SOFTWARE: &str = concat!("conme-mover ", env!("CARGO_PKG_VERSION"));
@@ -70,6 +72,9 @@ enum Command {
     Agent(AgentArgs),
     /// In the data centre: receive a disk.
     Receive(ReceiveArgs),
+    /// In the data centre: the one public port, which leads servers to their receivers at the pace of their line.
+    #[command(subcommand)]
+    Gateway(gateway::Gateway),
     /// On the local server: get a certificate with a token.
     Enrol(EnrolArgs),
     /// In the data centre: the authority of one municipality.
@@ -96,6 +101,8 @@ struct AgentArgs {
     /// Where the receiver is, when it is not where the token said.
     #[arg(long, value_name = "HOST:PORT")]
     connect: Option<String>,
+    #[command(flatten)]
+    out: Out,
     /// After the copy, read everything once more from the first byte on, with SHA-256, and have the target read
     /// back from its disk. Nothing may write to the source meanwhile.
     #[arg(long)]
@@ -144,6 +151,28 @@ struct EnrolArgs {
     /// Where the certificate goes.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
     state: PathBuf,
+    #[command(flatten)]
+    out: Out,
+}
+
+/// How a local server gets out.
+#[derive(Debug, Args)]
+struct Out {
+    /// The HTTP proxy through which to go out, such as http://proxy.example:3128.
+    #[arg(long, value_name = "URL", value_parser = |text: &str| text.parse::<Proxy>())]
+    proxy: Option<Proxy>,
+    /// A file of mode 0600 with name:password for the proxy.
+    #[arg(long, value_name = "FILE", requires = "proxy")]
+    proxy_login: Option<PathBuf>,
+}
+
+impl Out {
+    fn proxy(&self) -> anyhow::Result<Option<Proxy>> {
+        Ok(match (&self.proxy, &self.proxy_login) {
+            (Some(proxy), Some(login)) => Some(proxy.clone().with_login(login)?),
+            (proxy, _) => proxy.clone(),
+        })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -169,6 +198,15 @@ enum Ca {
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
     },
+    /// Make the certificate with which a gateway divides the line of this municipality.
+    Gateway {
+        /// The authority.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// Where it goes.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
     /// Make a token with which one server enrols for one target, once.
     Token {
         /// The authority.
@@ -186,6 +224,9 @@ enum Ca {
         /// Where the server finds the receiver.
         #[arg(long, value_name = "HOST:PORT")]
         receive: String,
+        /// There is a gateway at that address: the server asks it for its share of the line.
+        #[arg(long)]
+        through_gateway: bool,
         /// How long it is good.
         #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
         valid: Duration,
@@ -241,6 +282,7 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
     match command {
         Command::Agent(args) => runtime()?.block_on(send(args, output)).map(done),
         Command::Receive(args) => runtime()?.block_on(take(args, output.clone())).map(done),
+        Command::Gateway(gateway) => gateway::run(gateway, output),
         Command::Enrol(args) => runtime()?.block_on(enrolled(&args, output)).map(done),
         Command::Ca(ca) => authority(ca, output).map(done),
         Command::Verify(args) => match args {
@@ -274,16 +316,44 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<()> {
     let settings = agent::Settings {
         source: args.source,
         state: args.state,
-        address,
+        address: address.clone(),
+        proxy: args.out.proxy()?,
+        left: watch::Sender::new(None),
         leaf: args.leaf,
         level: args.level,
         give_up: args.give_up_after,
     };
-    let (_cap, rate) = watch::channel(args.cap);
-    let copied = agent::round(&settings, &identity, RoundKind::Copy, &rate, output).await?;
+    let (share, rate) = watch::channel(args.cap);
+    let (left, leased, told) = (settings.left.subscribe(), Arc::clone(&identity), output.clone());
+    let asking = identity.about.leases.clone().map(|name| lease::Settings {
+        address,
+        name,
+        proxy: settings.proxy.clone(),
+        cap: args.cap,
+    });
+    let following = tokio::spawn(async move {
+        match asking {
+            Some(asking) => lease::follow(&asking, &leased, left, share, &told).await,
+            // Nobody divides this line: what the command line says holds.
+            None => Ok(share.closed().await),
+        }
+    });
+    let sent = rounds(&settings, &identity, args.prove, &rate, output).await;
+    following.abort();
+    sent
+}
+
+async fn rounds(
+    settings: &agent::Settings,
+    identity: &Arc<Identity>,
+    prove: bool,
+    rate: &watch::Receiver<Option<u64>>,
+    output: &Output,
+) -> anyhow::Result<()> {
+    let copied = agent::round(settings, identity, RoundKind::Copy, rate, output).await?;
     output.round_over(RoundKind::Copy, &copied);
-    if args.prove {
-        let proven = agent::round(&settings, &identity, RoundKind::Proof, &rate, output).await?;
+    if prove {
+        let proven = agent::round(settings, identity, RoundKind::Proof, rate, output).await?;
         output.round_over(RoundKind::Proof, &proven);
     }
     Ok(())
@@ -318,7 +388,7 @@ async fn enrolled(args: &EnrolArgs, output: &Output) -> anyhow::Result<()> {
     if token.version != 1 {
         bail!("the token is of another version of conme-mover: use the same at both ends");
     }
-    let about = enrol::enrol(&token, &args.state).await?;
+    let about = enrol::enrol(&token, &args.state, args.out.proxy()?.as_ref()).await?;
     output.note(&format!("enrolled as {} for {}", about.source.unwrap_or_default(), about.target));
     Ok(())
 }
@@ -334,10 +404,14 @@ fn authority(ca: Ca, output: &Output) -> anyhow::Result<()> {
             Authority::open(&dir)?.receiver(&target, &out, now)?;
             output.note(&format!("the identity of the receiver of {target} is in {}", out.display()));
         }
-        Ca::Token { dir, source, target, enrol, receive, valid, out } => {
+        Ca::Gateway { dir, out } => {
+            Authority::open(&dir)?.gateway(&out, now)?;
+            output.note(&format!("the identity for the gateway is in {}", out.display()));
+        }
+        Ca::Token { dir, source, target, enrol, receive, through_gateway, valid, out } => {
             let valid = SignedDuration::try_from(valid)?;
             let expires = now.checked_add(valid)?;
-            let token = Authority::open(&dir)?.token(&source, &target, expires, &enrol, &receive)?;
+            let token = Authority::open(&dir)?.token(&source, &target, expires, &enrol, &receive, through_gateway)?;
             let mut text = serde_json::to_string_pretty(&token)?;
             text.push('\n');
             if out.as_os_str() == "-" {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -17,7 +17,8 @@ const WRITE: Duration = Duration::from_secs(10);
 pub(super) async fn serve(shared: &Shared, site: &str, stream: TcpStream, said: Vec<u8>) {
     let table = shared.table();
     let Some(config) = table.site(site).and_then(|site| site.leases.clone()) else { return };
-    let stream = wire::Replayed::new(said, stream);
+    let (from, to) = stream.into_split();
+    let stream = tokio::io::join(std::io::Cursor::new(said).chain(from), to);
     // Who does not pass the handshake is a stranger, or a server whose certificate has run out: it will say so itself.
     let Ok(stream) = tls::accept(config, stream).await else { return shared.refuse(super::Refused::Stranger) };
     let (mut from, mut to) = tokio::io::split(stream);

@@ -55,6 +55,8 @@ struct Stored {
     municipality: String,
     /// The name by which the place is called where certificates are issued.
     enrol: String,
+    /// The name by which the gateway is asked for leases of this municipality's line.
+    leases: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -110,7 +112,8 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let certificate = params.self_signed(&key)?;
-        let stored = Stored { municipality: municipality.into(), enrol: opaque_name()? };
+        let stored =
+            Stored { municipality: municipality.into(), enrol: opaque_name()?, leases: opaque_name()? };
         store(&dir.join("about.json"), &stored)?;
         write_private(&dir.join("key.pem"), key.serialize_pem().as_bytes())?;
         write_private(&dir.join("authority.pem"), certificate.pem().as_bytes())?;
@@ -164,6 +167,31 @@ impl Authority {
             target: target.into(),
             name: called,
             address: None,
+            leases: None,
+        };
+        Identity::save(out, &about, &certificate.pem(), &key.serialize_pem(), &self.certificate)
+    }
+
+    /// Makes the identity with which a gateway divides the line of this municipality, in a directory that is then
+    /// given to it. It opens nothing that a server sends to a receiver.
+    ///
+    /// # Errors
+    /// When it cannot be made; and of the disk.
+    pub fn gateway(&self, out: &Path, now: Timestamp) -> Result<(), IdentityError> {
+        let stored: Stored = load(&self.dir.join("about.json"))?;
+        let key = KeyPair::generate_for(&PKCS_ED25519)?;
+        let mut params = params("conme-mover gateway", now, RECEIVER_DAYS)?;
+        params.subject_alt_names = vec![SanType::DnsName(stored.leases.clone().try_into()?)];
+        params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let about = About {
+            role: Role::Gateway,
+            municipality: self.municipality.clone(),
+            source: None,
+            target: "leases".into(),
+            name: stored.leases,
+            address: None,
+            leases: None,
         };
         Identity::save(out, &about, &certificate.pem(), &key.serialize_pem(), &self.certificate)
     }
@@ -192,6 +220,7 @@ impl Authority {
         expires: Timestamp,
         enrol: &str,
         receive: &str,
+        through_gateway: bool,
     ) -> Result<Token, IdentityError> {
         let (source, target) = (name(source)?, name(target)?);
         let id = hex(&random::<8>()?);
@@ -216,6 +245,7 @@ impl Authority {
             target: target.into(),
             enrol: Place { address: enrol.into(), name: about.enrol },
             receive: Place { address: receive.into(), name: self.target_name(target)? },
+            leases: through_gateway.then_some(about.leases),
             authority: self.certificate.clone(),
         })
     }
@@ -324,7 +354,7 @@ mod tests {
         let now: Timestamp = "2026-03-01T10:00:00Z".parse().unwrap();
         let expires = now + SignedDuration::from_hours(24);
         let authority = Authority::init(dir.path(), "torre-di-mosto", now).unwrap();
-        let token = authority.token("protocollo", "protocollo", expires, "a:1", "b:2").unwrap();
+        let token = authority.token("protocollo", "protocollo", expires, "a:1", "b:2", false).unwrap();
         let (_, mine) = request();
         let (_, other) = request();
         let redeem = |secret: &str, request: &[u8], at| authority.redeem(&token.id, secret, request, at);

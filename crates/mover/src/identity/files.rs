@@ -20,6 +20,8 @@ pub enum Role {
     Agent,
     /// Receives.
     Receiver,
+    /// Divides the line of a site.
+    Gateway,
 }
 
 /// What is known about an identity beside its certificate.
@@ -40,6 +42,10 @@ pub struct About {
     /// Where the receiver, or the gateway before it, is found; an agent's only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub address: Option<String>,
+    /// The opaque name by which the gateway is asked for leases of the line; an agent's only, and only of one that
+    /// goes through a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases: Option<String>,
 }
 
 /// A certificate with its key and its authority.

@@ -25,6 +25,9 @@ pub struct Token {
     pub enrol: Place,
     /// Where the receiver is.
     pub receive: Place,
+    /// The name by which the gateway at the same address is asked for leases of the line, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leases: Option<String>,
     /// The authority, in PEM: the only one that is trusted, from the first connection on.
     pub authority: String,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
-use super::dial::dial;
+use super::dial::{Proxy, dial};
 use super::tls;
 use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
@@ -29,6 +29,10 @@ pub struct Settings {
     pub state: PathBuf,
     /// `host:port` of the receiver or of the gateway before it.
     pub address: String,
+    /// The proxy through which it goes out.
+    pub proxy: Option<Proxy>,
+    /// Where it tells how many bytes it still has to send, for the forecast of the gateway.
+    pub left: watch::Sender<Option<u64>>,
     /// Bytes of a leaf.
     pub leaf: u32,
     /// Level of zstd.
@@ -127,7 +131,11 @@ pub async fn round(
             loop {
                 tokio::select! {
                     ended = &mut session => break ended,
-                    Ok(()) = seen.changed() => output.progress(&seen.borrow_and_update()),
+                    Ok(()) = seen.changed() => {
+                        let seen = seen.borrow_and_update();
+                        settings.left.send_replace(seen.left());
+                        output.progress(&seen);
+                    }
                 }
             }
         };
@@ -170,6 +178,15 @@ pub struct Progress {
     pub reading: Option<(u64, u64)>,
 }
 
+impl Progress {
+    /// Bytes that are still to be sent, if the rest of the disk is like what this session has read.
+    pub fn left(&self) -> Option<u64> {
+        let read = self.tally.units_done.checked_sub(self.tally.units_before).filter(|read| *read > 0)?;
+        let rest = self.units.saturating_sub(self.tally.units_done);
+        u64::try_from(u128::from(rest) * u128::from(self.tally.wire) / u128::from(read)).ok()
+    }
+}
+
 struct Work {
     kind: RoundKind,
     begun: Option<u32>,
@@ -186,7 +203,7 @@ async fn session(
 ) -> Result<Round, Cut> {
     let address = &settings.address;
     let wire = |what: &str, error: &dyn std::fmt::Display| Cut::Wire(format!("{what}: {error}"));
-    let stream = dial(address).await.map_err(|error| wire(address, &error))?;
+    let stream = dial(address, settings.proxy.as_ref()).await.map_err(|error| wire(address, &error))?;
     let stream =
         tls::connect(config, &identity.about.name, stream).await.map_err(|error| wire(address, &error))?;
     let (mut from, mut to) = tokio::io::split(stream);

@@ -13,7 +13,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
-use super::dial::dial;
+use super::dial::{Proxy, dial};
 use super::{tls, wire};
 use crate::cli::Output;
 use crate::core::frame::{BadFrame, Frame, MAX_TEXT, Reader, Writer};
@@ -137,7 +137,7 @@ async fn answer(
 ///
 /// # Errors
 /// When the token is refused, the place cannot be reached or is not of the token's authority.
-pub async fn enrol(token: &Token, state: &Path) -> anyhow::Result<About> {
+pub async fn enrol(token: &Token, state: &Path, proxy: Option<&Proxy>) -> anyhow::Result<About> {
     let dir = state.join("identity");
     if dir.join("certificate.pem").exists() {
         bail!("{} holds an identity already: use another --state, or remove it first", dir.display());
@@ -156,7 +156,7 @@ pub async fn enrol(token: &Token, state: &Path) -> anyhow::Result<About> {
     let authority =
         CertificateDer::from_pem_slice(token.authority.as_bytes()).context("the token's authority")?;
     let address = &token.enrol.address;
-    let stream = dial(address)
+    let stream = dial(address, proxy)
         .await
         .with_context(|| format!("{address} cannot be reached: check the network and the proxy"))?;
     let mut stream = tls::connect(tls::enrolling(&authority)?, &token.enrol.name, stream)
@@ -178,6 +178,7 @@ pub async fn enrol(token: &Token, state: &Path) -> anyhow::Result<About> {
         target: token.target.clone(),
         name: token.receive.name.clone(),
         address: Some(token.receive.address.clone()),
+        leases: token.leases.clone(),
     };
     Identity::save(&dir, &about, &certificate, &key.serialize_pem(), &token.authority)?;
     Ok(about)

@@ -1,8 +1,9 @@
 //! Sockets, TLS and threads: what carries frames between the two ends, and keeps them going.
 
 pub mod agent;
-mod dial;
+pub mod dial;
 pub mod enrol;
+pub mod lease;
 pub mod receive;
 pub mod tls;
-mod wire;
+pub(crate) mod wire;

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use webpki::EndEntityCert;
 
 use crate::core::frame::ALPN;
+use crate::core::lease;
 use crate::identity::{Identity, IdentityError};
 
 /// A handshake that takes longer is given up.
@@ -33,6 +34,10 @@ fn roots(authority: &CertificateDer<'static>) -> Result<RootCertStore, rustls::E
 /// # Errors
 /// When the identity does not fit together.
 pub fn receiver(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError> {
+    Ok(called(identity, ALPN)?)
+}
+
+fn called(identity: &Identity, alpn: &[u8]) -> Result<Arc<ServerConfig>, rustls::Error> {
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&identity.authority)?), provider())
             .build()
@@ -41,7 +46,15 @@ pub fn receiver(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError>
         .with_protocol_versions(&[&TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    Ok(finished(config, ALPN))
+    Ok(finished(config, alpn))
+}
+
+/// What a gateway needs to be asked for leases: only by agents of this authority.
+///
+/// # Errors
+/// When the identity does not fit together.
+pub fn leases(identity: &Identity) -> Result<Arc<ServerConfig>, IdentityError> {
+    Ok(called(identity, lease::ALPN)?)
 }
 
 /// What the place needs where certificates are issued. Who calls has none yet.
@@ -72,11 +85,23 @@ fn finished(mut config: ServerConfig, alpn: &[u8]) -> Arc<ServerConfig> {
 /// # Errors
 /// When the identity does not fit together.
 pub fn agent(identity: &Identity) -> Result<Arc<ClientConfig>, IdentityError> {
+    calling(identity, ALPN)
+}
+
+/// What an agent needs to ask the gateway for leases.
+///
+/// # Errors
+/// When the identity does not fit together.
+pub fn asking(identity: &Identity) -> Result<Arc<ClientConfig>, IdentityError> {
+    calling(identity, lease::ALPN)
+}
+
+fn calling(identity: &Identity, alpn: &[u8]) -> Result<Arc<ClientConfig>, IdentityError> {
     let mut config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
         .with_root_certificates(roots(&identity.authority)?)
         .with_client_auth_cert(vec![identity.certificate.clone()], identity.key.clone_key())?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     Ok(Arc::new(config))
 }
 

@@ -1,0 +1,155 @@
+//! The agent asks the gateway for its share of the site's line, and keeps to it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt as _;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+
+use super::dial::{Proxy, dial};
+use super::{tls, wire};
+use crate::cli::Output;
+use crate::core::frame::Frame as _;
+use crate::core::lease::{Ask, EVERY, Holder, Said, TERM, Why};
+use crate::identity::{Identity, IdentityError};
+
+/// After a connection that failed, the next try comes so much later.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Where leases are asked for.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `host:port` of the gateway.
+    pub address: String,
+    /// The name by which it is asked.
+    pub name: String,
+    /// The proxy through which the agent goes out.
+    pub proxy: Option<Proxy>,
+    /// The fastest that the agent may send in any case, in bytes each second.
+    pub cap: Option<u64>,
+}
+
+/// Keeps `rate` at what the agent may send, as long as anybody looks at it.
+///
+/// # Errors
+/// When the identity does not fit together. A gateway that is not there is no error: the agent goes slowly meanwhile.
+pub async fn follow(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    left: watch::Receiver<Option<u64>>,
+    rate: watch::Sender<Option<u64>>,
+    output: &Output,
+) -> Result<(), IdentityError> {
+    let config = tls::asking(identity)?;
+    let mut share = Share { began: Instant::now(), holder: Holder::default(), cap: settings.cap, rate, told: None };
+    let mut complained = false;
+    share.apply(output);
+    while !share.rate.is_closed() {
+        let why = match ask(settings, identity, Arc::clone(&config), &left, &mut share, output).await {
+            Ok(()) => "it closed the connection".into(),
+            Err(error) => error.to_string(),
+        };
+        let gone = std::mem::replace(&mut complained, true);
+        if !gone || share.holder.until(share.began.elapsed()).is_some() {
+            output.warning(&format!(
+                "the gateway at {} does not say how fast to send ({why}): sending slowly until it does",
+                settings.address
+            ));
+        }
+        let wait = Instant::now() + AGAIN;
+        while Instant::now() < wait {
+            // A lease still holds until its end, and not longer.
+            match share.holder.until(share.began.elapsed()).map(|until| share.began + until) {
+                Some(until) if until < wait => sleep_until(until).await,
+                _ => sleep_until(wait).await,
+            }
+            share.apply(output);
+        }
+    }
+    Ok(())
+}
+
+struct Share {
+    began: Instant,
+    holder: Holder,
+    cap: Option<u64>,
+    rate: watch::Sender<Option<u64>>,
+    told: Option<Why>,
+}
+
+impl Share {
+    fn apply(&mut self, output: &Output) {
+        let now = self.began.elapsed();
+        let share = self.holder.rate(now);
+        let both = match (share, self.cap) {
+            (Some(share), Some(cap)) => Some(share.min(cap)),
+            (share, cap) => share.or(cap),
+        };
+        self.rate.send_if_modified(|rate| std::mem::replace(rate, both) != both);
+        let why = self.holder.why(now);
+        match (self.told, why) {
+            (told, Some(Why::Paused)) if told != Some(Why::Paused) => {
+                output.note("the data centre has paused this site, or its hours give it nothing now: waiting");
+            }
+            (Some(Why::Paused), Some(_)) => output.note("the site may send again"),
+            _ => {}
+        }
+        self.told = why.or(self.told);
+    }
+}
+
+/// One connection to the gateway.
+async fn ask(
+    settings: &Settings,
+    identity: &Identity,
+    config: Arc<rustls::ClientConfig>,
+    left: &watch::Receiver<Option<u64>>,
+    share: &mut Share,
+    output: &Output,
+) -> Result<(), wire::WireError> {
+    let stream = dial(&settings.address, settings.proxy.as_ref()).await?;
+    let stream = tls::connect(config, &settings.name, stream).await?;
+    let (mut from, mut to) = tokio::io::split(stream);
+    let (heard, mut grants) = tokio::sync::mpsc::channel(4);
+    // A frame must not be lost halfway because it is time to ask.
+    let reader = async move {
+        while let Some(said) = wire::read::<Said>(&mut from).await? {
+            if heard.send(said).await.is_err() {
+                break;
+            }
+        }
+        Ok::<_, wire::WireError>(())
+    };
+    tokio::pin!(reader);
+    let mut every = interval(EVERY);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let ends = share.holder.until(share.began.elapsed()).map(|until| share.began + until);
+        let ended = async {
+            match ends {
+                Some(ends) => sleep_until(ends).await,
+                None => sleep(TERM).await,
+            }
+        };
+        tokio::select! {
+            ended = &mut reader => return ended,
+            Some(said) = grants.recv() => if let Said::Grant(grant) = said {
+                share.holder.hear(grant);
+            },
+            _ = every.tick() => {
+                let number = share.holder.ask(share.began.elapsed());
+                let ask = Ask { number, route: identity.about.name.clone(), left: *left.borrow() };
+                timeout(wire::SILENCE, async {
+                    to.write_all(&Said::Ask(ask).encode()).await?;
+                    to.flush().await
+                })
+                .await
+                .map_err(|_| wire::WireError::Silence)??;
+            }
+            () = ended => {}
+            () = share.rate.closed() => return Ok(()),
+        }
+        share.apply(output);
+    }
+}
