@@ -156,3 +156,38 @@ fn a_device_that_is_mounted_or_holds_something_is_not_written_to() {
     drop(mounted);
     assert!(std::fs::read(site.path("held")).unwrap() == before, "it was written to");
 }
+
+#[test]
+fn a_full_disk_is_told_at_both_ends_and_the_transfer_goes_on_when_there_is_room() {
+    if !possible("a_full_disk_is_told_at_both_ends_and_the_transfer_goes_on_when_there_is_room") {
+        return;
+    }
+    let site = Site::enrolled();
+    let mib = 12;
+    std::fs::write(site.path("disk"), noise(5, mib << 20)).unwrap();
+    let device = Loop::new(&site.path("small"), 32);
+    tool("mkfs.ext4", &["-q", &device.0]);
+    let mounted = Mount::new(&device.0, &site.path("small.d"), "rw");
+    std::fs::write(mounted.0.join("in the way"), noise(6, 18 << 20)).unwrap();
+    let args = [
+        "receive",
+        "--identity",
+        "receiver",
+        "--state",
+        "received",
+        "--listen",
+        "127.0.0.1:0",
+        "--target",
+        "small.d/copy",
+        "--until-proven",
+    ];
+    let mut receiver = Running::start(&site, &args);
+    let mut agent = site.agent(&receiver.address(), &["--prove"]);
+    let told = agent.event("waiting");
+    assert!(told["why"].as_str().unwrap().contains("No space left"), "{told}");
+    assert!(receiver.event("warning")["text"].as_str().unwrap().contains("No space left"));
+    std::fs::remove_file(mounted.0.join("in the way")).unwrap();
+    assert!(agent.end().success(), "{:#?}", agent.seen);
+    assert!(receiver.end().success(), "{:#?}", receiver.seen);
+    assert!(support::same(&site.path("disk"), &mounted.0.join("copy")));
+}
