@@ -76,11 +76,12 @@ fn until<T>(what: &str, mut tried: impl FnMut() -> Option<T>) -> T {
 
 /// What a TLS client says first.
 fn hello(name: &str) -> Vec<u8> {
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
+    let config =
+        rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
     let name = name.to_owned().try_into().unwrap();
     let mut client = rustls::ClientConnection::new(Arc::new(config), name).unwrap();
     let mut bytes = Vec::new();
@@ -162,9 +163,8 @@ fn every_byte_arrives_as_it_was_sent_though_the_greeting_comes_in_crumbs() {
     stream.read_to_end(&mut answer).unwrap();
     let sent = [crumbs, content].concat();
     assert_eq!(answer, blake3::hash(&sent).as_bytes());
-    let route = until("the connection does not end", || {
-        Some(gate.route(NAME)).filter(|route| route["open"] == 0)
-    });
+    let route =
+        until("the connection does not end", || Some(gate.route(NAME)).filter(|route| route["open"] == 0));
     assert_eq!(route["bytesUp"], sent.len(), "{route}");
     assert_eq!(route["bytesDown"], 32, "{route}");
     assert_eq!(route["connections"], 1, "{route}");
@@ -344,7 +344,8 @@ fn gated(line: &str) -> (Gate, Running) {
     site.ok(&["ca", "gateway", "--dir", "ca", "--out", "divides"]);
     let receiver = site.receiver(&["--until-proven"]);
     let place = Running::start(&site, &["ca", "serve", "--dir", "ca", "--listen", "127.0.0.1:0"]);
-    let about = |path: &str| -> Value { serde_json::from_slice(&std::fs::read(site.path(path)).unwrap()).unwrap() };
+    let about =
+        |path: &str| -> Value { serde_json::from_slice(&std::fs::read(site.path(path)).unwrap()).unwrap() };
     let table = format!(
         "sites: {{prova: {{identity: divides, line: {line}}}}}\nroutes:\n  {}: {{site: prova, address: '{}'}}\n  {}: \
          {{site: prova, address: '{}'}}\n",
@@ -356,8 +357,21 @@ fn gated(line: &str) -> (Gate, Running) {
     let gate = Gate::open(site, &table, &[]);
     let address = gate.address.to_string();
     gate.site.ok(&[
-        "ca", "token", "--dir", "ca", "--source", "srv1", "--target", "disk", "--enrol", &address, "--receive",
-        &address, "--through-gateway", "--out", "token.json",
+        "ca",
+        "token",
+        "--dir",
+        "ca",
+        "--source",
+        "srv1",
+        "--target",
+        "disk",
+        "--enrol",
+        &address,
+        "--receive",
+        &address,
+        "--through-gateway",
+        "--out",
+        "token.json",
     ]);
     // The one public port leads to the place of enrolment, too.
     gate.site.ok(&["enrol", "--token", "token.json", "--state", "agent"]);
@@ -389,9 +403,7 @@ fn a_disk_goes_through_the_gateway_is_paused_by_it_and_arrives() {
         let note = agent.event("note");
         note["text"].as_str().unwrap().contains("paused").then_some(())
     });
-    until("it is not stopped", || {
-        gate.route(&name)["bytesEachSecond"].as_u64().filter(|rate| *rate <= 4096)
-    });
+    until("it is not stopped", || gate.route(&name)["bytesEachSecond"].as_u64().filter(|rate| *rate <= 4096));
     let listen = gate.address.to_string();
     gate.running.kill();
     gate.running = Running::start(
@@ -491,7 +503,16 @@ fn nobody_gets_leases_without_a_certificate_of_the_site() {
     let control = gate.site.path("gate/control.sock");
     assert_eq!(std::fs::metadata(&control).unwrap().permissions().mode() & 0o777, 0o600);
     // A second gateway in the same state directory would answer for the first.
-    let second = gate.site.run(&["gateway", "run", "--listen", "127.0.0.1:0", "--table", "table.yaml", "--state", "gate"]);
+    let second = gate.site.run(&[
+        "gateway",
+        "run",
+        "--listen",
+        "127.0.0.1:0",
+        "--table",
+        "table.yaml",
+        "--state",
+        "gate",
+    ]);
     assert!(!second.status.success(), "{second:?}");
     let wrong = gate.site.run(&["gateway", "pause", "nowhere", "--state", "gate"]);
     assert!(String::from_utf8_lossy(&wrong.stdout).contains("there are: prova"), "{wrong:?}");

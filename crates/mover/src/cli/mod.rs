@@ -411,7 +411,8 @@ fn authority(ca: Ca, output: &Output) -> anyhow::Result<()> {
         Ca::Token { dir, source, target, enrol, receive, through_gateway, valid, out } => {
             let valid = SignedDuration::try_from(valid)?;
             let expires = now.checked_add(valid)?;
-            let token = Authority::open(&dir)?.token(&source, &target, expires, &enrol, &receive, through_gateway)?;
+            let token =
+                Authority::open(&dir)?.token(&source, &target, expires, &enrol, &receive, through_gateway)?;
             let mut text = serde_json::to_string_pretty(&token)?;
             text.push('\n');
             if out.as_os_str() == "-" {

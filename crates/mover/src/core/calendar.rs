@@ -233,7 +233,10 @@ impl Calendar {
         let today = self.zone.to_datetime(at).date();
         let days = [today.yesterday().ok(), Some(today)];
         let holds = |hours: &&Hours| {
-            days.iter().flatten().filter_map(|day| self.stretch(hours, *day)).any(|(from, to)| from <= at && at < to)
+            days.iter()
+                .flatten()
+                .filter_map(|day| self.stretch(hours, *day))
+                .any(|(from, to)| from <= at && at < to)
         };
         self.hours.iter().find(holds).map_or(self.otherwise, |hours| hours.cap)
     }
@@ -326,7 +329,10 @@ mod tests {
     fn the_nights_when_clocks_change_have_no_gap_and_no_echo() {
         let calendar = office();
         // In spring 02:30 does not exist; it then is 03:30.
-        assert_eq!(calendar.next_change(at("2026-03-29T23:30:00[Europe/Rome]")), Some(at("2026-03-30T02:30:00[Europe/Rome]")));
+        assert_eq!(
+            calendar.next_change(at("2026-03-29T23:30:00[Europe/Rome]")),
+            Some(at("2026-03-30T02:30:00[Europe/Rome]"))
+        );
         let nightly: Calendar = serde_json::from_value(serde_json::json!({
             "hours": [{"days": ["sun"], "from": "02:30", "to": "02:45", "cap": "1 Mbit/s"}],
         }))
@@ -378,7 +384,8 @@ mod tests {
     fn rates_are_bits_and_nothing_else() {
         assert_eq!("10Mbit/s".parse(), Ok(Rate::bits(10_000_000)));
         assert_eq!("1.5 Mbit".parse(), Ok(Rate::bits(1_500_000)));
-        for bad in ["10", "10 MB/s", "10 mbit/s", "-1 kbit/s", "fast", "", "99999999999 Gbit/s", "1. Mbit/s2"] {
+        for bad in ["10", "10 MB/s", "10 mbit/s", "-1 kbit/s", "fast", "", "99999999999 Gbit/s", "1. Mbit/s2"]
+        {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
         // 10 Mbit/s of line are a little less of content.

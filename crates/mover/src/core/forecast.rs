@@ -266,13 +266,16 @@ mod tests {
             forecast.words(line.calendar.zone()),
             "ready in the night of Tuesday 3 March to Wednesday 4, towards 01:37"
         );
-        assert!(ready > at("2026-03-04T01:30:00[Europe/Rome]") && ready < at("2026-03-04T01:45:00[Europe/Rome]"));
+        assert!(
+            ready > at("2026-03-04T01:30:00[Europe/Rome]") && ready < at("2026-03-04T01:45:00[Europe/Rome]")
+        );
     }
 
     #[test]
     fn by_day_it_says_the_day() {
         let line = Line { calendar: Calendar::constant(Some(Rate::bits(100_000_000))), said: None };
-        let forecast = forecast(at("2026-03-02T12:00:00[UTC]"), &line, &Facts { left: 1_000_000_000, ..FACTS });
+        let forecast =
+            forecast(at("2026-03-02T12:00:00[UTC]"), &line, &Facts { left: 1_000_000_000, ..FACTS });
         assert_eq!(forecast.words(line.calendar.zone()), "ready on Monday 2 March, towards 12:01");
         assert_eq!(
             super::forecast(at("2026-03-02T12:00:00[UTC]"), &line, &Facts { left: 0, ..FACTS }),
@@ -287,7 +290,10 @@ mod tests {
             &nights(),
             &Facts { churn: 400_000_000_000, ..FACTS },
         );
-        assert!(matches!(forecast, Forecast::Churn { carried: 340_000_000_000..350_000_000_000, .. }), "{forecast:?}");
+        assert!(
+            matches!(forecast, Forecast::Churn { carried: 340_000_000_000..350_000_000_000, .. }),
+            "{forecast:?}"
+        );
         assert!(forecast.words(&TimeZone::UTC).contains("400.0 GB change at the source each day"));
         // Somewhat less only delays it.
         let slower = Facts { churn: 200_000_000_000, ..FACTS };

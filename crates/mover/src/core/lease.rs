@@ -142,7 +142,8 @@ impl Holder {
 
     /// A lease has come. One that answers a question nobody remembers changes nothing.
     pub fn hear(&mut self, grant: Grant) {
-        let Some(at) = self.asked.iter().find(|(number, _)| *number == grant.number).map(|(_, at)| *at) else {
+        let Some(at) = self.asked.iter().find(|(number, _)| *number == grant.number).map(|(_, at)| *at)
+        else {
             return;
         };
         // Later ones may answer the same question, but none an earlier one.

@@ -204,7 +204,8 @@ mod tests {
             .unwrap()
             .with_root_certificates(RootCertStore::empty())
             .with_no_client_auth();
-        config.alpn_protocols = (0..protocols).map(|number| format!("protocol-{number:04}").into_bytes()).collect();
+        config.alpn_protocols =
+            (0..protocols).map(|number| format!("protocol-{number:04}").into_bytes()).collect();
         let name = name.to_owned().try_into().unwrap();
         let mut client = ClientConnection::new(Arc::new(config), name).unwrap();
         let mut bytes = Vec::new();

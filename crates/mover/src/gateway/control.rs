@@ -52,7 +52,8 @@ pub(super) fn listen(state: &Path) -> anyhow::Result<UnixListener> {
         }
         _ => {}
     }
-    let listener = UnixListener::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("cannot listen at {}", path.display()))?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
     Ok(listener)
 }

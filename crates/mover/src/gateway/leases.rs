@@ -4,14 +4,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::shared::Shared;
+use super::shared::{Refused, Shared};
 use crate::core::lease::{Grant, Said};
 use crate::net::{tls, wire};
 
 /// What is told has to be taken within this time.
 const WRITE: Duration = Duration::from_secs(10);
+/// A server that asks more often waits.
+const BETWEEN: Duration = Duration::from_millis(100);
 
 /// Answers one server until it goes.
 pub(super) async fn serve(shared: &Shared, site: &str, stream: TcpStream, said: Vec<u8>) {
@@ -20,32 +23,41 @@ pub(super) async fn serve(shared: &Shared, site: &str, stream: TcpStream, said: 
     let (from, to) = stream.into_split();
     let stream = tokio::io::join(std::io::Cursor::new(said).chain(from), to);
     // Who does not pass the handshake is a stranger, or a server whose certificate has run out: it will say so itself.
-    let Ok(stream) = tls::accept(config, stream).await else { return shared.refuse(super::Refused::Stranger) };
+    let Ok(stream) = tls::accept(config, stream).await else {
+        return shared.refuse(Refused::Stranger);
+    };
     let (mut from, mut to) = tokio::io::split(stream);
-    let mut asked = None;
+    let (heard, mut asks) = mpsc::channel(1);
+    // Apart from what is told, so that no question is lost halfway.
+    let reader = async move {
+        while let Ok(Some(Said::Ask(ask))) = wire::read::<Said>(&mut from).await {
+            if heard.send(ask).await.is_err() {
+                return;
+            }
+            sleep(BETWEEN).await;
+        }
+    };
+    tokio::pin!(reader);
+    let mut asked: Option<Asked> = None;
     loop {
         // What was divided anew is told at once, not when it is asked for next.
         let divided = async {
             match &mut asked {
-                Some(Asked { leases, .. }) => leases.changed().await.is_ok(),
+                Some(asked) => asked.leases.changed().await.is_ok(),
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
-            ask = wire::read::<Said>(&mut from) => match ask {
-                Ok(Some(Said::Ask(ask))) => {
-                    // A name of another site is no different from one that is not there.
-                    let Some(route) = shared.route(&ask.route).filter(|route| route.site == site) else {
-                        return shared.refuse(super::Refused::Unknown);
-                    };
-                    route.heard(ask.left);
-                    shared.divide(site);
-                    asked = Some(Asked { number: ask.number, at: Instant::now(), leases: route.leases() });
-                }
-                Ok(Some(Said::Grant(_)) | None) | Err(_) => return,
-            },
+            () = &mut reader => return,
+            Some(ask) = asks.recv() => {
+                // A name of another site is no different from one that is not there.
+                let Some(route) = shared.route(&ask.route).filter(|route| route.site == site) else {
+                    return shared.refuse(Refused::Unknown);
+                };
+                route.heard(ask.left);
+                asked = Some(Asked { number: ask.number, at: Instant::now(), leases: route.leases() });
+            }
             true = divided => {}
-            else => return,
         }
         if let Some(asked) = &mut asked
             && tell(&mut to, shared, asked).await.is_err()

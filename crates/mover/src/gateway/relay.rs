@@ -1,7 +1,7 @@
 //! Copies both ways between a server and its receiver. What is copied is TLS, and stays so.
 
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -19,7 +19,7 @@ const HELD: usize = 1 << 20;
 pub(super) async fn relay(
     shared: &Shared,
     name: &str,
-    route: &Route,
+    route: &Arc<Route>,
     server: TcpStream,
     receiver: TcpStream,
     said: &[u8],
@@ -65,7 +65,12 @@ impl Moved {
 }
 
 /// To the receiver, at the pace of the route: what is not read from the server holds it back.
-async fn up(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, route: &Route, moved: &Moved) -> std::io::Result<()> {
+async fn up(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    route: &Route,
+    moved: &Moved,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; QUANTUM];
     loop {
         let most = route.throttle.quantum().min(buffer.len());
@@ -81,7 +86,12 @@ async fn up(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, route: &Route, move
 }
 
 /// To the server: acknowledgements, so they are not held back.
-async fn down(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, route: &Route, moved: &Moved) -> std::io::Result<()> {
+async fn down(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    route: &Route,
+    moved: &Moved,
+) -> std::io::Result<()> {
     let mut buffer = vec![0; QUANTUM];
     loop {
         let count = from.read(&mut buffer).await?;

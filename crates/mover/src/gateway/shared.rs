@@ -229,7 +229,7 @@ impl Shared {
             settings,
             output,
         };
-        shared.follow_table();
+        shared.follow(&shared.table());
         for (site, said) in shared.load_said()? {
             if let Some(site) = held(&shared.sites).get_mut(&site) {
                 site.line.said = Some(said);
@@ -287,11 +287,12 @@ impl Shared {
     }
 
     /// Returns when the table leads this name to this site no longer.
-    pub(super) async fn gone(&self, name: &str, route: &Route) {
+    pub(super) async fn gone(&self, name: &str, route: &Arc<Route>) {
         let mut table = self.table.subscribe();
-        let stays = |table: &Arc<Table>| table.route(name).is_some_and(|now| now.site == route.site);
+        // A route that was taken out and is back is another one: this one's share is nobody's concern any more.
+        let stays = || self.route(name).is_some_and(|now| Arc::ptr_eq(&now, route));
         // It ends with `self` only.
-        let _ = table.wait_for(|table| !stays(table)).await;
+        let _ = table.wait_for(|_| !stays()).await;
     }
 
     /// Reads the table again, if it has changed. One that cannot be used changes nothing.
@@ -301,8 +302,8 @@ impl Shared {
         let problem = match loaded {
             Ok(Ok(table)) => {
                 if !table.is_same(&self.table()) {
+                    self.follow(&table);
                     self.table.send_replace(Arc::new(table));
-                    self.follow_table();
                     self.output.note("the table has changed and is followed");
                 }
                 None
@@ -319,8 +320,8 @@ impl Shared {
         *last = problem;
     }
 
-    fn follow_table(&self) {
-        let (table, now) = (self.table(), self.began.elapsed());
+    fn follow(&self, table: &Table) {
+        let now = self.began.elapsed();
         {
             let mut routes = held(&self.routes);
             routes.retain(|name, route| table.route(name).is_some_and(|now| now.site == route.site));
@@ -395,7 +396,10 @@ impl Shared {
     fn load_said(&self) -> anyhow::Result<BTreeMap<String, Said>> {
         match std::fs::read(self.said_path()) {
             Ok(text) => Ok(serde_json::from_slice(&text).map_err(|error| {
-                anyhow::anyhow!("{} is damaged ({error}): remove it, then say again what is paused", self.said_path().display())
+                anyhow::anyhow!(
+                    "{} is damaged ({error}): remove it, then say again what is paused",
+                    self.said_path().display()
+                )
             })?),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
             Err(error) => Err(anyhow::anyhow!("{}: {error}", self.said_path().display())),
@@ -439,7 +443,9 @@ impl Shared {
         let routes = held(&self.routes).clone();
         let busy = |site: &str| {
             let mine = routes.values().filter(|route| route.site == site);
-            mine.filter(|route| route.open.load(Ordering::Relaxed) > 0).map(|route| u64::from(route.place().1)).sum()
+            mine.filter(|route| route.open.load(Ordering::Relaxed) > 0)
+                .map(|route| u64::from(route.place().1))
+                .sum()
         };
         let sites: BTreeMap<&String, Value> = lines
             .iter()

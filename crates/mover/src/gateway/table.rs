@@ -209,7 +209,8 @@ impl Table {
 }
 
 fn is_route_name(name: &str) -> bool {
-    let fits = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.' | b'_');
+    let fits =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || matches!(byte, b'-' | b'.' | b'_');
     (1..=253).contains(&name.len()) && name.bytes().all(fits)
 }
 

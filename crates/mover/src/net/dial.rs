@@ -100,7 +100,9 @@ pub async fn dial(address: &str, proxy: Option<&Proxy>) -> std::io::Result<TcpSt
         .map_err(|_| std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer"))
         .flatten()
         .map_err(|error| match proxy {
-            Some(proxy) => problem(proxy, &format!("cannot be reached ({error}): check --proxy and the network")),
+            Some(proxy) => {
+                problem(proxy, &format!("cannot be reached ({error}): check --proxy and the network"))
+            }
             None => error,
         })?;
     // Without this, the end of each frame would wait for an acknowledgement of the one before.
@@ -161,7 +163,9 @@ fn said(response: &httparse::Response<'_, '_>, address: &str, with_login: bool) 
         .headers
         .iter()
         .filter(|header| header.name.eq_ignore_ascii_case("Proxy-Authenticate"))
-        .map(|header| String::from_utf8_lossy(header.value).split_whitespace().next().unwrap_or("").to_owned())
+        .map(|header| {
+            String::from_utf8_lossy(header.value).split_whitespace().next().unwrap_or("").to_owned()
+        })
         .collect();
     Some(match code {
         200..300 => return None,
@@ -174,8 +178,12 @@ fn said(response: &httparse::Response<'_, '_>, address: &str, with_login: bool) 
         407 => "asks for a name and a password: put name:password into a file of mode 0600 and give it with \
                 --proxy-login"
             .into(),
-        403 | 405 => format!("does not allow CONNECT to {address} ({code}): ask its administrator to allow it"),
-        502..=504 => format!("cannot reach {address} ({code}): is the address right, and does a firewall stop it?"),
+        403 | 405 => {
+            format!("does not allow CONNECT to {address} ({code}): ask its administrator to allow it")
+        }
+        502..=504 => {
+            format!("cannot reach {address} ({code}): is the address right, and does a firewall stop it?")
+        }
         _ => format!("refuses to connect to {address} ({code} {})", response.reason.unwrap_or("")),
     })
 }
@@ -212,8 +220,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_proxy_connects_and_what_follows_its_answer_is_not_lost() {
-        let (request, stream) = asked("HTTP/1.1 200 Connection established\r\nX: y\r\n\r\nhello", Some("a:b c\n")).await;
-        assert!(request.starts_with("CONNECT receiver.example:443 HTTP/1.1\r\nHost: receiver.example:443\r\n"));
+        let (request, stream) =
+            asked("HTTP/1.1 200 Connection established\r\nX: y\r\n\r\nhello", Some("a:b c\n")).await;
+        assert!(
+            request.starts_with("CONNECT receiver.example:443 HTTP/1.1\r\nHost: receiver.example:443\r\n")
+        );
         assert!(request.contains("Proxy-Authorization: Basic YTpiIGM=\r\n"), "{request}");
         let mut hello = [0; 5];
         stream.unwrap().read_exact(&mut hello).await.unwrap();
@@ -222,7 +233,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_a_proxy_refuses_is_told_with_what_to_do() {
-        let basic = "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n";
+        let basic =
+            "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\n\r\n";
         for (answer, login, words) in [
             (basic, None, "--proxy-login"),
             (basic, Some("a:secret"), "check the file"),

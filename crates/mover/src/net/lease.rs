@@ -42,7 +42,8 @@ pub async fn follow(
     output: &Output,
 ) -> Result<(), IdentityError> {
     let config = tls::asking(identity)?;
-    let mut share = Share { began: Instant::now(), holder: Holder::default(), cap: settings.cap, rate, told: None };
+    let mut share =
+        Share { began: Instant::now(), holder: Holder::default(), cap: settings.cap, rate, told: None };
     let mut complained = false;
     share.apply(output);
     while !share.rate.is_closed() {
@@ -53,7 +54,8 @@ pub async fn follow(
         let gone = std::mem::replace(&mut complained, true);
         if !gone || share.holder.until(share.began.elapsed()).is_some() {
             output.warning(&format!(
-                "the gateway at {} does not say how fast to send ({why}): sending slowly until it does",
+                "the gateway at {} does not say how fast to send ({why}): sending slowly until it does; if it stays so, \
+                 ask the data centre whether its table has the `identity` of this site",
                 settings.address
             ));
         }
@@ -90,7 +92,8 @@ impl Share {
         let why = self.holder.why(now);
         match (self.told, why) {
             (told, Some(Why::Paused)) if told != Some(Why::Paused) => {
-                output.note("the data centre has paused this site, or its hours give it nothing now: waiting");
+                output
+                    .note("the data centre has paused this site, or its hours give it nothing now: waiting");
             }
             (Some(Why::Paused), Some(_)) => output.note("the site may send again"),
             _ => {}

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::core::frame::{BadFrame, Frame, HEADER, header};
-use crate::core::pace::{Pace, QUANTUM};
+use crate::core::pace::Pace;
 
 /// A peer that says nothing for so long is gone; each end asks well before.
 pub const SILENCE: Duration = Duration::from_secs(60);
@@ -80,28 +80,68 @@ pub async fn write(
                 None => continue,
             },
         };
-        for quantum in frame.chunks(QUANTUM) {
-            loop {
-                pace.set_rate(*rate.borrow_and_update(), began.elapsed());
-                let before = pace;
-                match pace.reserve(began.elapsed(), quantum.len()) {
-                    Some(at) => tokio::select! {
-                        () = sleep_until(began + at) => break,
-                        // Another rate: what was reserved at the old one is given back.
-                        Ok(()) = rate.changed() => pace = before,
-                    },
-                    // Everything is stopped. The receiver hears nothing, so it is asked whether it is there.
-                    None => match timeout(PING, rate.changed()).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(_)) => return Ok(()),
-                        Err(_) => {}
-                    },
+        let mut rest = frame.as_slice();
+        while !rest.is_empty() {
+            let now = began.elapsed();
+            pace.set_rate(*rate.borrow_and_update(), now);
+            match pace.next(now) {
+                Some(at) if at <= now => {}
+                Some(at) => {
+                    tokio::select! {
+                        () = sleep_until(began + at) => {}
+                        Ok(()) = rate.changed() => {}
+                    }
+                    continue;
                 }
+                None => match rate.changed().await {
+                    Ok(()) => continue,
+                    Err(_) => return Ok(()),
+                },
             }
+            let (quantum, later) = rest.split_at(pace.quantum().min(rest.len()));
+            pace.reserve(now, quantum.len());
             timeout(SILENCE, stream.write_all(quantum)).await.map_err(|_| WireError::Silence)??;
+            rest = later;
         }
         timeout(SILENCE, stream.flush()).await.map_err(|_| WireError::Silence)??;
     }
     stream.shutdown().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that leave in each 50 ms at this rate, which changes in the middle.
+    async fn windows(first: u64, second: u64) -> Vec<usize> {
+        let (mut near, mut far) = tokio::io::duplex(1 << 20);
+        let (frames, outgoing) = mpsc::channel(2);
+        let (rate, limit) = watch::channel(Some(first));
+        tokio::spawn(async move { write(&mut near, outgoing, limit, None).await });
+        tokio::spawn(async move { while frames.send(vec![7; 1 << 20]).await.is_ok() {} });
+        let (began, mut windows, mut buffer) = (Instant::now(), vec![0; 80], vec![0; 1 << 20]);
+        loop {
+            let count = far.read(&mut buffer).await.unwrap();
+            let window = usize::try_from(began.elapsed().as_millis() / 50).unwrap();
+            if window >= 40 {
+                rate.send_replace(Some(second));
+            }
+            match windows.get_mut(window) {
+                Some(bytes) => *bytes += count,
+                None => return windows,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_frame_leaves_evenly_and_another_rate_holds_at_once() {
+        // 10 Mbit/s, then 100.
+        let windows = windows(1_250_000, 12_500_000).await;
+        for (range, at_rate) in [(1..39, 62_500), (42..79, 625_000)] {
+            for bytes in &windows[range] {
+                assert!((at_rate * 3 / 4..at_rate * 5 / 4).contains(bytes), "{windows:?}");
+            }
+        }
+    }
 }

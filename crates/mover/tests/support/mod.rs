@@ -111,7 +111,11 @@ pub struct Running {
 
 impl Running {
     pub fn start(site: &Site, args: &[&str]) -> Self {
-        let mut child = site.command(args).stdout(Stdio::piped()).spawn().unwrap();
+        Self::spawn(site.command(args))
+    }
+
+    pub fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
         let (send, events) = channel();
         let lines = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
