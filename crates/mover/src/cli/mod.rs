@@ -30,7 +30,7 @@ use crate::disk::Disk;
 use crate::identity::{Authority, Identity, Role, Token, agent_uri, receiver_uri, signer, write_private};
 use crate::net::agent::{self, AgentError};
 use crate::net::dial::Proxy;
-use crate::net::{enrol, lease, receive};
+use crate::net::{enrol, lease, receive, tls};
 
 /// Name and version, as both ends tell each other.
 pub const SOFTWARE: &str = concat!("conme-mover ", env!("CARGO_PKG_VERSION"));
@@ -324,20 +324,17 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<()> {
         give_up: args.give_up_after,
     };
     let (share, rate) = watch::channel(args.cap);
-    let (left, leased, told) = (settings.left.subscribe(), Arc::clone(&identity), output.clone());
-    let asking = identity.about.leases.clone().map(|name| lease::Settings {
-        address,
-        name,
-        proxy: settings.proxy.clone(),
-        cap: args.cap,
-    });
-    let following = tokio::spawn(async move {
-        match asking {
-            Some(asking) => lease::follow(&asking, &leased, left, share, &told).await,
-            // Nobody divides this line: what the command line says holds.
-            None => Ok(share.closed().await),
+    let following = match identity.about.leases.clone() {
+        Some(name) => {
+            let config = tls::asking(&identity)?;
+            let (proxy, cap) = (settings.proxy.clone(), args.cap);
+            let asking = lease::Settings { address, name, route: identity.about.name.clone(), proxy, cap };
+            let (left, told) = (settings.left.subscribe(), output.clone());
+            tokio::spawn(async move { lease::follow(&asking, &config, left, share, &told).await })
         }
-    });
+        // Nobody divides this line: what the command line says holds.
+        None => tokio::spawn(async move { share.closed().await }),
+    };
     let sent = rounds(&settings, &identity, args.prove, &rate, output).await;
     following.abort();
     sent

@@ -337,4 +337,28 @@ mod tests {
         bytes.extend([0xff; 100]);
         assert_eq!(fed(&bytes, bytes.len()), Ok(Some("label.mover.invalid".into())));
     }
+
+    #[test]
+    fn two_names_or_half_a_name_are_none() {
+        let with = |extensions: &[u8]| {
+            let len = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap().to_be_bytes();
+            let mut body = vec![3, 3];
+            body.extend([0; 32]);
+            body.extend([0, 0, 2, 0x13, 1, 1, 0]);
+            body.extend(len(extensions));
+            body.extend(extensions);
+            let message = [&[1, 0], len(&body).as_slice(), &body].concat();
+            fed(&[&[22, 3, 1], len(&message).as_slice(), &message].concat(), 9)
+        };
+        let one = [0, 0, 0, 6, 0, 4, 0, 0, 1, b'a'];
+        assert_eq!(with(&one), Ok(Some("a".into())));
+        assert_eq!(with(&[one, one].concat()), Err(BadHello::Malformed));
+        let two_in_one = [0, 0, 0, 10, 0, 8, 0, 0, 1, b'a', 0, 0, 1, b'b'];
+        assert_eq!(with(&two_in_one), Err(BadHello::Malformed));
+        for end in 1..one.len() {
+            assert_eq!(with(&one[..end]), Err(BadHello::Malformed), "{end}");
+        }
+        assert_eq!(with(&[0, 0, 0, 6, 0, 4, 0, 0, 1, b' ']), Err(BadHello::Malformed));
+        assert_eq!(with(&[]), Err(BadHello::NoName));
+    }
 }

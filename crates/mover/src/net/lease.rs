@@ -12,7 +12,6 @@ use super::{tls, wire};
 use crate::cli::Output;
 use crate::core::frame::Frame as _;
 use crate::core::lease::{Ask, EVERY, Holder, Said, TERM, Why};
-use crate::identity::{Identity, IdentityError};
 
 /// After a connection that failed, the next try comes so much later.
 const AGAIN: Duration = Duration::from_secs(5);
@@ -24,35 +23,37 @@ pub struct Settings {
     pub address: String,
     /// The name by which it is asked.
     pub name: String,
+    /// The name by which the agent's receiver is called.
+    pub route: String,
     /// The proxy through which the agent goes out.
     pub proxy: Option<Proxy>,
     /// The fastest that the agent may send in any case, in bytes each second.
     pub cap: Option<u64>,
 }
 
-/// Keeps `rate` at what the agent may send, as long as anybody looks at it.
-///
-/// # Errors
-/// When the identity does not fit together. A gateway that is not there is no error: the agent goes slowly meanwhile.
+/// Keeps `rate` at what the agent may send, as long as anybody looks at it. While the gateway is not there, the agent
+/// goes slowly.
 pub async fn follow(
     settings: &Settings,
-    identity: &Arc<Identity>,
+    config: &Arc<rustls::ClientConfig>,
     left: watch::Receiver<Option<u64>>,
     rate: watch::Sender<Option<u64>>,
     output: &Output,
-) -> Result<(), IdentityError> {
-    let config = tls::asking(identity)?;
+) {
     let mut share =
         Share { began: Instant::now(), holder: Holder::default(), cap: settings.cap, rate, told: None };
     let mut complained = false;
     share.apply(output);
     while !share.rate.is_closed() {
-        let why = match ask(settings, identity, Arc::clone(&config), &left, &mut share, output).await {
+        let why = match ask(settings, Arc::clone(config), &left, &mut share, output).await {
             Ok(()) => "it closed the connection".into(),
             Err(error) => error.to_string(),
         };
-        let gone = std::mem::replace(&mut complained, true);
-        if !gone || share.holder.until(share.began.elapsed()).is_some() {
+        if share.rate.is_closed() {
+            return;
+        }
+        let known = std::mem::replace(&mut complained, true);
+        if !known || share.holder.until(share.began.elapsed()).is_some() {
             output.warning(&format!(
                 "the gateway at {} does not say how fast to send ({why}): sending slowly until it does; if it stays so, \
                  ask the data centre whether its table has the `identity` of this site",
@@ -69,7 +70,6 @@ pub async fn follow(
             share.apply(output);
         }
     }
-    Ok(())
 }
 
 struct Share {
@@ -105,7 +105,6 @@ impl Share {
 /// One connection to the gateway.
 async fn ask(
     settings: &Settings,
-    identity: &Identity,
     config: Arc<rustls::ClientConfig>,
     left: &watch::Receiver<Option<u64>>,
     share: &mut Share,
@@ -142,7 +141,7 @@ async fn ask(
             },
             _ = every.tick() => {
                 let number = share.holder.ask(share.began.elapsed());
-                let ask = Ask { number, route: identity.about.name.clone(), left: *left.borrow() };
+                let ask = Ask { number, route: settings.route.clone(), left: *left.borrow() };
                 timeout(wire::SILENCE, async {
                     to.write_all(&Said::Ask(ask).encode()).await?;
                     to.flush().await
