@@ -128,7 +128,7 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(5000)).await;
         assert!(!waiting.is_finished());
         throttle.set_rate(Some(1_000_000));
-        waiting.await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
         assert!(began.elapsed() < Duration::from_secs(5006), "{:?}", began.elapsed());
         assert!(throttle.has_waited() && !throttle.has_waited());
     }
