@@ -162,7 +162,8 @@ impl World {
                 send(&client, Method::PATCH, &uri, "application/apply-patch+yaml", body).await
             }
             Act::Put(uri, change) => {
-                let live = self.get(uri).await?;
+                // Of this one there is nothing to read.
+                let live = self.get(uri.trim_end_matches("/finalize")).await?;
                 // The cluster's own controllers write to it as well: what people do is to try again.
                 for _ in 0..20 {
                     let mut object = live.clone();
@@ -329,6 +330,12 @@ fn rule_2_marks_of_namespaces() -> Rule {
                 "pod-security.kubernetes.io/enforce",
             )
             .refuses(who, Act::Merge(own(), json!({"metadata": {"finalizers": ["example.org/hold"]}})), "finalizers")
+            // Without that of the cluster, a namespace would be gone before what is in it.
+            .refuses(
+                who,
+                Act::Put(format!("{}/finalize", own()), |o| o["spec"]["finalizers"] = json!([])),
+                "finalizers",
+            )
             .refuses(
                 who,
                 Act::Create(NAMESPACES.into(), marked_namespace("pol-c-produzione", "pol-c", "restricted")),
@@ -1796,7 +1803,7 @@ async fn furnish(world: &World) -> Result<()> {
             "pol-nora",
             json!({"kind": "User", "name": "nora"}),
             json!([
-                rule("", &["namespaces", "namespaces/status"], &write),
+                rule("", &["namespaces", "namespaces/status", "namespaces/finalize"], &write),
                 rule(
                     "apiextensions.k8s.io",
                     &["customresourcedefinitions", "customresourcedefinitions/status"],

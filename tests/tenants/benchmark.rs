@@ -769,10 +769,10 @@ fn claims_only<'a>(world: &'a World, tally: &'a mut Tally) -> BoxFuture<'a, Resu
 fn reclaim_policy<'a>(world: &'a World, tally: &'a mut Tally) -> BoxFuture<'a, Result<()>> {
     async move {
         let classes = world.live(&list("", "storage.k8s.io/v1", "storageclasses")).await?;
-        for class in classes["items"].as_array().into_iter().flatten() {
-            tally
-                .holds(&format!("{} retains", class["metadata"]["name"]), class["reclaimPolicy"] == "Retain");
-        }
+        let retain = classes["items"]
+            .as_array()
+            .is_some_and(|all| !all.is_empty() && all.iter().all(|class| class["reclaimPolicy"] == "Retain"));
+        tally.holds("every class of storage retains what a claim has held", retain);
         for who in world.people() {
             let claims = list(PRODUCTION, "v1", "persistentvolumeclaims");
             tally.passes(who, &[Request::create(&claims, claim("1Gi"))]).await?;

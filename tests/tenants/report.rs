@@ -144,27 +144,38 @@ pub fn document(benchmark: &[(Check, Tally)], drafts: &[(Check, Tally)], own: &[
             );
         }
         for (check, _) in checks {
-            let _ = write!(
-                text,
-                "\n**{} ({})** Asked: {}. Control: {}.",
+            let more = match check.answer {
+                Ours::Same => String::new(),
+                Ours::But(reason) => format!(" Exception: {reason}."),
+                Ours::OnPurpose(reason) => format!(" Otherwise here, because {reason}."),
+            };
+            let words = format!(
+                "**{} ({})** Asked: {}. Control: {}.{more}",
                 check.title, check.id, check.asks, check.control
             );
-            match check.answer {
-                Ours::Same => {}
-                Ours::But(reason) => {
-                    let _ = write!(text, " Exception: {reason}.");
-                }
-                Ours::OnPurpose(reason) => {
-                    let _ = write!(text, " Otherwise here, because {reason}.");
-                }
-            }
-            text.push('\n');
+            let _ = write!(text, "\n{}\n", wrapped(&words));
         }
     };
     section("The benchmark", BENCHMARK, benchmark);
     section("What the benchmark plans", DRAFTS, drafts);
     section("What Con.Me asks of itself", OWN, own);
     text
+}
+
+/// Lines as long as those of the other documents.
+fn wrapped(words: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in words.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= 118 => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 const HEAD: &str = "# Isolation of the municipalities
