@@ -146,8 +146,9 @@ fn check_map(
             }
             continue;
         };
-        // The API server takes a field without a value for one that is not there.
-        if is_null && schema.nullable != Some(true) {
+        // The API server takes a field without a value for one that is not there, and where it may be null the operator
+        // does.
+        if is_null {
             continue;
         }
         let place = match &entry.value.data {
@@ -211,12 +212,13 @@ fn with_defaults(mut value: Value, schema: &JSONSchemaProps) -> Value {
 }
 
 fn has_type(node: &Node, schema: &JSONSchemaProps) -> bool {
+    let is_amount = schema.x_kubernetes_int_or_string == Some(true);
     let value = match &node.data {
-        Data::List(_) => return matches!(schema.type_.as_deref(), Some("array") | None),
-        Data::Map(_) => return matches!(schema.type_.as_deref(), Some("object") | None),
+        Data::List(_) => return !is_amount && matches!(schema.type_.as_deref(), Some("array") | None),
+        Data::Map(_) => return !is_amount && matches!(schema.type_.as_deref(), Some("object") | None),
         Data::Scalar { value, .. } => value,
     };
-    if schema.x_kubernetes_int_or_string == Some(true) {
+    if is_amount {
         return value.is_string() || is_whole(value);
     }
     match schema.type_.as_deref() {
