@@ -8,7 +8,7 @@ TESTBED := $(BIN)/conme-testbed
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story check manifests
+.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story isolation-report check manifests
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-stories: build
 
 test-story: build ## One story: make test-story STORY=drift
 	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
+
+isolation-report: build ## Write docs/security/isolation.md from the answers of a real API server
+	@$(TESTBED) run --nodes 2 --postgres 1 -- sh -c '$(TESTBED) install && CONME_WRITE_REPORT=1 cargo test --locked -p conme-stories --test tenants every_check'
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check

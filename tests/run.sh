@@ -5,7 +5,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 long=(quiet killed databases policies rotation)
-others=(onboarding bad_input examples isolation drift rights operations mariadb dedicated upgrade lifecycle plugin)
+others=(onboarding bad_input examples isolation tenants drift rights operations mariadb dedicated upgrade lifecycle plugin mutated)
 
 story() { cargo test --locked -q -p conme-stories $(printf -- '--test %s ' "$@") --no-fail-fast; }
 
