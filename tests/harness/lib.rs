@@ -6,8 +6,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod audit;
+pub mod load;
 mod operator;
 mod postgres;
+pub mod proxy;
 
 use std::{
     future::Future,
