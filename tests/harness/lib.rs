@@ -30,7 +30,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
-pub use operator::{Metrics, http_get};
+pub use operator::{Metrics, SECOND, http_get, leads};
 pub use postgres::{Credentials, Login};
 use serde_json::{Value, json};
 

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeMap,
     convert::Infallible,
+    path::PathBuf,
     pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -167,6 +168,7 @@ struct Script {
     trap: Option<Trap>,
     told: BTreeMap<Fault, u32>,
     passed: u32,
+    writes: u32,
 }
 
 struct Shared {
@@ -220,6 +222,7 @@ impl Proxy {
             trap: None,
             told: BTreeMap::new(),
             passed: 0,
+            writes: 0,
         };
         let shared = Arc::new(Shared { upstream, script: Mutex::new(script), age: AtomicU64::new(0) });
         let accepting = tokio::spawn(accept(listener, TlsAcceptor::from(Arc::new(tls)), shared.clone()));
@@ -238,7 +241,8 @@ impl Proxy {
             cluster["cluster"]["server"] = json!(format!("https://127.0.0.1:{}", self.port));
         }
         instance.stop_program(OPERATOR).await?;
-        // The file keeps its mode: it holds a token.
+        // The files keep their mode: they hold a token.
+        std::fs::copy(&path, direct_kubeconfig(data_centre))?;
         std::fs::write(&path, config.to_string())?;
         instance.start_program(OPERATOR).await?;
         data_centre.operator_gets_ready(async || Ok(())).await
@@ -262,6 +266,11 @@ impl Proxy {
         (script.told.clone(), script.passed)
     }
 
+    /// How many requests that could change something have passed, but for those about leases.
+    pub fn writes(&self) -> u32 {
+        self.shared.script().writes
+    }
+
     /// Every watch that is open now stays open and says nothing any more: no event, no bookmark, no end.
     pub fn silence_watches(&self) {
         self.shared.age.fetch_add(1, Ordering::AcqRel);
@@ -274,6 +283,11 @@ impl Proxy {
         self.shared.script().trap = Some(Trap { wanted: Box::new(wanted), caught, release });
         Held { caught: caught_by, release: release_by }
     }
+}
+
+/// The operator's kubeconfig as it was before a proxy stood in the way.
+pub fn direct_kubeconfig(data_centre: &DataCentre) -> PathBuf {
+    data_centre.instance().dir().join("operator.direct.kubeconfig")
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, shared: Arc<Shared>) {
@@ -317,7 +331,11 @@ async fn pass(request: Request<Incoming>, shared: Arc<Shared>) -> Result<Answer,
         };
         match fault {
             Some(fault) => *script.told.entry(fault).or_default() += 1,
-            None => script.passed += 1,
+            None => {
+                script.passed += 1;
+                let is_write = seen.method != Method::GET && !seen.path.contains("/leases/");
+                script.writes += u32::from(is_write);
+            }
         }
         (fault, trap)
     };
