@@ -32,8 +32,10 @@ use kube::{
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::{Credentials, DataCentre, entity, eventually, operator_writes};
+use crate::{Credentials, DataCentre, Entry, entity, eventually, operator_writes};
 
+/// Writes for which one edit, or one change by hand, may be the cause.
+const WRITES_EACH: usize = 16;
 const SERVER: &str = "pg-venis-1";
 /// Children that people change by hand. Not the quotas: whoever raises one by hand breaks the invariant himself.
 const TOUCHED: [Kind; 9] = [
@@ -576,6 +578,20 @@ impl Load {
         self.story.nothing_is_there_twice().await.with_context(|| format!("seed {seed}"))?;
         let opened = self.story.every_secret_opens().await.with_context(|| format!("seed {seed}"))?;
         let writes = operator_writes(data_centre, self.begin)?;
+        let passes = data_centre.metrics().await?.sum("controller_runtime_reconcile_total", &[]) as u64;
+        let objects = index(data_centre).await?.len();
+        // An edit or a change by hand may touch what one environment has, the status, two events; a call whose answer was
+        // lost is made again. A loop without a pause would make thousands.
+        let most = 2 * objects + WRITES_EACH * (edits + drifts) as usize;
+        ensure!(
+            writes.len() <= most,
+            "seed {seed}: {} writes, at most {most}: {}",
+            writes.len(),
+            by_object(&writes)
+        );
+        // Each write is seen by a watch, which asks for a pass.
+        let most = 3 * (writes.len() as u64 + u64::from(edits + drifts)) + 100;
+        ensure!(passes <= most, "seed {seed}: {passes} passes, at most {most}");
         let failed = writes.iter().filter(|entry| entry.code() >= 500).count();
         let day = Day {
             edits,
@@ -586,7 +602,7 @@ impl Load {
             namespaces: uids.len(),
         };
         println!(
-            "{edits} edits, {drifts} changes by hand, {} writes of the operator ({failed} failed), {samples} samples of \
+            "{edits} edits, {drifts} changes by hand, {objects} objects, {} writes ({failed} failed) and {passes} passes of the operator, {samples} samples of \
              quotas, {} namespaces, {} databases marked, {opened} Secrets used; as declared {settled:.1?} after the last fault",
             day.writes, day.namespaces, day.marked,
         );
@@ -596,6 +612,20 @@ impl Load {
         ensure!(day.writes > cast.comuni as usize * 10, "seed {seed}: too few writes: {day:?}");
         Ok(day)
     }
+}
+
+/// What was written most, for a person who has to find out why.
+fn by_object(writes: &[Entry]) -> String {
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    for entry in writes {
+        let (namespace, name) = entry.object();
+        *counts.entry(format!("{} {namespace}/{name} {}", entry.resource(), entry.code())).or_default() += 1;
+    }
+    let mut counts: Vec<(String, usize)> = counts.into_iter().collect();
+    counts.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    let lines: Vec<String> =
+        counts.iter().take(15).map(|(what, count)| format!("{count} × {what}")).collect();
+    lines.join("\n")
 }
 
 impl Story {
