@@ -173,17 +173,12 @@ impl World {
 
     /// For how long this process has known of the grace period that the status tells of, and what was left of it when
     /// it first knew.
-    pub fn grace_of(
-        &self,
-        comune: &Comune,
-        grace: SignedDuration,
-        now: Timestamp,
-    ) -> (SignedDuration, SignedDuration) {
+    pub fn grace_of(&self, comune: &Comune, grace: SignedDuration) -> (SignedDuration, SignedDuration) {
         let deletion = comune.status.as_ref().and_then(|status| status.deletion.clone()).unwrap_or_default();
         let known = self.graces.get(&comune.name_any());
         match known.filter(|known| known.ends(deletion.delete_after.as_ref())) {
             Some(known) => known.run(),
-            None => (SignedDuration::ZERO, grace_left(&deletion, grace, now)),
+            None => (SignedDuration::ZERO, grace_left(&deletion, grace)),
         }
     }
 
