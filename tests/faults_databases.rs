@@ -54,17 +54,6 @@ impl Server {
         Ok(servers)
     }
 
-    async fn data_directory(&self, data_centre: &DataCentre) -> Result<PathBuf> {
-        if self.is_postgres() {
-            let admin = Credentials::of_administrator(data_centre, self.name)?.login(None).await?;
-            return Ok(admin.value("show data_directory").await?.into());
-        }
-        let mut admin = mariadb_administrator(data_centre, self.name).await?;
-        let data: Option<String> = admin.query_first("select @@datadir").await?;
-        admin.disconnect().await?;
-        Ok(data.context("a directory")?.trim_end_matches('/').into())
-    }
-
     fn is_postgres(&self) -> bool {
         self.engine == "postgresql"
     }
@@ -310,10 +299,8 @@ async fn a_server_that_comes_back_empty_or_full_is_told_and_waited_for() -> Resu
         server.as_application(&data_centre, &name, sql).await?;
     }
     servers_that_come_back_empty(&data_centre, &servers).await?;
-    for (istat, server) in (904_510..).zip(&servers) {
-        a_disk_that_is_full(&data_centre, server, istat).await?;
-    }
-    Ok(())
+    // Not of MariaDB, which has set room aside and makes a database on a full disk, too.
+    a_disk_that_is_full(&data_centre, &servers[0], 904_510).await
 }
 
 /// At the same address there is a server with the same administrator and nothing else.
@@ -435,7 +422,9 @@ async fn a_disk_that_is_full(data_centre: &DataCentre, server: &Server, istat: u
     data_centre.ready(name).await?;
     let sql = "create table segno (di text); insert into segno values ('qui')";
     server.as_application(data_centre, name, sql).await?;
-    let data = server.data_directory(data_centre).await?;
+    let admin = Credentials::of_administrator(data_centre, server.name)?.login(None).await?;
+    let data = PathBuf::from(admin.value("show data_directory").await?);
+    drop(admin);
 
     instance.stop_program(server.name).await?;
     let Some(disk) = SmallDisk::over(&data, 40)? else {

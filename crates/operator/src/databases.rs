@@ -45,6 +45,8 @@ pub struct DatabaseState {
     provisioned: Option<Provisioned>,
     /// The credential in force with its password, so that a Secret that was changed by hand can be put back.
     credential: Option<(Credential, Secret)>,
+    /// Since when this process has known that the login before this generation is still open.
+    retiring: Option<(u32, Instant)>,
     /// Which services do not work with the credential in force yet.
     behind: Option<Behind>,
     /// Unique id of the namespace that its Secret was last meant for.
@@ -312,6 +314,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     told: on_record(&comune, database).cloned(),
                     confirmed: words_of(&comune).map(str::to_owned).collect(),
                     behind: state.behind.clone(),
+                    retiring: state.retiring,
                 };
                 (state.task.clone(), known)
             }
@@ -319,6 +322,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
         }
     };
     let Some(task) = task else { return Ok(()) };
+    let retiring = known.retiring;
     let result = bring_about(context, &task, known).await;
     let (mut seen, credential, error) = match result {
         Ok((seen, credential)) => {
@@ -330,7 +334,18 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             (DatabaseSeen::Failed { reason, message: message.clone() }, None, Some(message))
         }
     };
-    let pause = pause(context.recheck, &seen, credential.as_ref().map(|(credential, _)| credential));
+    let overlap = task.renewal.overlap;
+    let now_retiring = credential.as_ref().map(|(credential, _)| credential).filter(|c| c.retiring.is_some());
+    let retiring = now_retiring.map(|credential| {
+        let known = retiring.filter(|(generation, _)| *generation == credential.generation);
+        known.unwrap_or((credential.generation, Instant::now()))
+    });
+    let pause = pause(
+        context.recheck,
+        &seen,
+        credential.as_ref().map(|(credential, _)| credential),
+        left(retiring, overlap),
+    );
     let (changed, more_to_come) = {
         let mut world = context.world();
         let of_same = |other: &(String, String)| other.0 == id.0 && other.1 != id.1;
@@ -356,6 +371,9 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     state.done = Some(done);
                     state.provisioned = provisioned;
                 }
+                if credential.is_some() {
+                    state.retiring = retiring;
+                }
                 state.credential = credential.or(state.credential.take());
                 state.seen = Some(seen);
                 (changed, more_to_come)
@@ -377,8 +395,21 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     }
 }
 
+/// For how much longer the login before a credential stays open, by the clock of this process, which does not jump. None:
+/// there is none.
+fn left(retiring: Option<(u32, Instant)>, overlap: SignedDuration) -> Option<Duration> {
+    let overlap = Duration::try_from(overlap).unwrap_or_default();
+    retiring.map(|(_, since)| overlap.saturating_sub(since.elapsed()))
+}
+
 /// When a database is looked at again although nothing tells: sooner when it is filling up, and when a credential ends.
-fn pause(recheck: Duration, seen: &DatabaseSeen, credential: Option<&Credential>) -> Duration {
+/// `open` is for how much longer the login before stays open by the clock that does not jump.
+fn pause(
+    recheck: Duration,
+    seen: &DatabaseSeen,
+    credential: Option<&Credential>,
+    open: Option<Duration>,
+) -> Duration {
     let mut pause = jittered(recheck);
     if let DatabaseSeen::Ready { details, .. } = seen
         && let Some(max) = details.max_bytes
@@ -390,10 +421,12 @@ fn pause(recheck: Duration, seen: &DatabaseSeen, credential: Option<&Credential>
         }
     }
     let until = credential.and_then(|credential| credential.retiring.as_ref()).map(|retiring| retiring.until);
-    match until.map(|until| Duration::try_from(until.duration_since(Timestamp::now()))) {
+    let left =
+        until.map(|until| Duration::try_from(until.duration_since(Timestamp::now())).unwrap_or_default());
+    match left.max(open) {
         // A moment later, so that it has come when it is asked for.
-        Some(Ok(left)) => pause.min(left + Duration::from_secs(1)),
-        Some(Err(_)) | None => pause,
+        Some(left) if !left.is_zero() => pause.min(left + Duration::from_secs(1)),
+        Some(_) | None => pause,
     }
 }
 
@@ -420,6 +453,8 @@ struct Known {
     confirmed: Vec<String>,
     /// Of its services.
     behind: Option<Behind>,
+    /// Since when this process has known that the login before this generation is still open.
+    retiring: Option<(u32, Instant)>,
 }
 
 /// The credential in force, and its password if that is known anywhere.
@@ -533,9 +568,13 @@ async fn bring_about(
         desired.provisioned = provisioned_by_secret(&known, live.as_ref(), &desired.database);
     }
     let now = whole_seconds(Timestamp::now());
-    let (mut credential, password) = in_force(&known, live.as_ref(), task, &names, now);
+    let (credential, password) = in_force(&known, live.as_ref(), task, &names, now);
+    let mut credential = credential.not_from_the_future(now, CLOCK_SKEW);
     let behind = known.behind.filter(|behind| behind.generation == credential.generation);
-    let handed_out = behind.as_ref().is_some_and(|behind| behind.services.is_empty());
+    // Whoever holds the login before has all of its time, also when the clock has jumped.
+    let has_run = known.retiring.is_some_and(|(generation, _)| generation == credential.generation)
+        && left(known.retiring, task.renewal.overlap).is_some_and(|left| left.is_zero());
+    let handed_out = has_run && behind.as_ref().is_some_and(|behind| behind.services.is_empty());
     let on_record = known.remembered.is_some()
         || known.told.as_ref().is_some_and(|told| told.credential.is_some())
         || credential.generation > 1;
