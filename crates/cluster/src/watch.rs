@@ -25,8 +25,8 @@ use serde_json::Value;
 /// Pause after the first interruption of a watch. Short, because an API server that has just learnt of a definition
 /// refuses the first watches on it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// Longest pause between two attempts: how long after the API server's return the operator may still wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 /// A watch that went on for so long begins again after the shortest pause.
 const STEADY: Duration = Duration::from_secs(60);
@@ -246,8 +246,8 @@ mod tests {
             () = run(begin, health.clone(), |_| {}) => unreachable!("a watch never ends"),
             () = tokio::time::sleep(Duration::from_secs(120)) => {}
         }
-        // 0.1 + 0.2 + … + 12.8 s, and then one each 20 s.
-        assert_eq!(begun.load(Ordering::Acquire), 13);
+        // 0.1 + 0.2 + … + 6.4 s, and then one each 10 s.
+        assert_eq!(begun.load(Ordering::Acquire), 18);
         assert!(!health.is_synced());
         assert!(!health.is_alive(), "a loop that was dropped is at work no more");
     }

@@ -195,7 +195,8 @@ impl World {
         if let Some((_, at)) = known {
             return at.clone();
         }
-        let at = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+        let at = self.register.admission(now);
+        let at = Timestamp::from_second(at.as_second()).unwrap_or(at).to_string();
         self.admissions.insert(name, (comune.metadata.uid.clone(), at.clone()));
         at
     }
