@@ -152,6 +152,11 @@ async fn whatever_the_clock_says_nobody_is_deleted_early_shut_out_or_overtaken()
     let said = delete(&data_centre, "ora-corre").await?;
     clock.set(400)?;
     leads_by_clock(&data_centre, 400).await?;
+    data_centre
+        .comune_where("ora-uno", "told of a new password", |comune| {
+            credential(comune).is_some_and(|credential| credential.generation > 1)
+        })
+        .await?;
     // And while it does not run, with part of both behind them.
     let other = delete(&data_centre, "ora-ferma").await?;
     instance.stop_program(OPERATOR).await?;
