@@ -8,7 +8,7 @@ TESTBED := $(BIN)/conme-testbed
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story check manifests
+.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak check manifests
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ test-stories: build
 
 test-story: build ## One story: make test-story STORY=drift
 	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
+
+soak: build ## Faults for a long time: 200 kills a seed (SEEDS="1 2 3" or SOAK_MINUTES=120; about 25 minutes a seed)
+	@cargo test --locked -p conme-stories --no-run
+	@tests/soak.sh
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check

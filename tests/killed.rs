@@ -56,6 +56,7 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
     }
     let day = load.end(async |_| Ok(())).await?;
     that_look_finds_what_is_wrong(load.data_centre()).await?;
+    assert!(day.marked >= CAST.comuni as usize, "seed {seed}: {day:?}");
     assert!(u64::from(day.edits) >= kills && u64::from(day.samples) >= kills, "seed {seed}: {day:?}");
     Ok(())
 }
