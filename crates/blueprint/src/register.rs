@@ -125,6 +125,13 @@ impl Register {
         touched
     }
 
+    /// The time for a first admission now: no earlier than any that is known, also when the clock was set back, because
+    /// whoever came first would lose what it holds to whoever came later.
+    pub fn admission(&self, now: Timestamp) -> Timestamp {
+        let known = self.entries.values().filter_map(|entry| entry.seniority.admitted);
+        known.max().map_or(now, |latest| latest.max(now))
+    }
+
     /// The first admission of a Comune, as its own namespaces remember it: one that is applied again, or was restored
     /// without its status, keeps its place.
     pub fn remembered(&self, comune: &Comune) -> Option<Timestamp> {
@@ -325,6 +332,19 @@ mod tests {
         assert_eq!(register.senior_holder("beta", &claim), Some("alfa"));
         register.remove("alfa");
         assert_eq!(register.senior_holder("beta", &claim), None);
+    }
+
+    #[test]
+    fn who_comes_while_the_clock_is_set_back_comes_after_those_who_are_there() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let mut register = Register::default();
+        assert_eq!(register.admission(at("2026-05-01T00:00:00Z")), at("2026-05-01T00:00:00Z"));
+        register.put(&created("alfa", 1, |_| {}));
+        register.put(&created("beta", 2, |c| {
+            c.status.get_or_insert_default().seniority = Some("2026-05-01T00:00:00Z".into());
+        }));
+        assert_eq!(register.admission(at("2026-01-01T00:00:00Z")), at("2026-05-01T00:00:00Z"));
+        assert_eq!(register.admission(at("2026-06-01T00:00:00Z")), at("2026-06-01T00:00:00Z"));
     }
 
     #[test]

@@ -13,6 +13,10 @@ use crate::lease::Leadership;
 /// The longest that one call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// How much longer than a watch lasts a connection may be silent. Longer than the five seconds after which kube's
+/// watcher asks for a silent watch again, which loses less.
+pub const SILENCE: Duration = Duration::from_secs(10);
+
 /// What a caller wants to know of every call.
 pub trait Metrics: Send + Sync {
     /// A call has ended: HTTP method, status code (0 when there was no answer), time taken.
@@ -69,13 +73,16 @@ impl Calls {
     }
 }
 
-/// A client that never waits in silence: no hidden retries; whoever calls decides what to do next.
+/// A client that never waits in silence: no hidden retries; whoever calls decides what to do next. `watch` is the time
+/// after which the API server ends a watch; a connection on which nothing has come for [`SILENCE`] longer is given up.
 ///
 /// # Errors
 /// When the configuration cannot be used, such as certificates that do not parse.
-pub fn bounded_client(mut config: Config) -> kube::Result<Client> {
+pub fn bounded_client(mut config: Config, watch: Duration) -> kube::Result<Client> {
     config.default_retry = false;
     config.connect_timeout = Some(Duration::from_secs(5));
+    // Also of a list, and of the first answer to a watch, which nothing else limits.
+    config.read_timeout = Some(watch + SILENCE);
     Client::try_from(config)
 }
 
