@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::{
-    cell::Cell,
     collections::BTreeSet,
     process::{Output, Stdio},
     sync::{
@@ -18,8 +17,8 @@ use anyhow::{Context, Result, ensure};
 use conme_api::{keys, reasons};
 use conme_blueprint::Kind;
 use conme_stories::{
-    DataCentre, Metrics, checkout, condition, entity, eventually, http_get, installation, is_current,
-    operator_writes,
+    DataCentre, Metrics, at_rest, checkout, condition, entity, eventually, http_get, installation,
+    is_current, operator_writes,
 };
 use conme_testbed::{
     CommandSpec, Signal,
@@ -313,8 +312,7 @@ async fn leads(url: &str) -> Option<bool> {
 
 /// Number of calls that a process has made which could change something, but for its lease.
 async fn calls_that_write(url: &str) -> Result<f64> {
-    let (_, text) = http_get(url, "/metrics").await?;
-    let metrics = Metrics::parse(&text)?;
+    let metrics = Metrics::of(url).await?;
     let of = |method: &str| metrics.sum("rest_client_requests_total", &[&format!("method=\"{method}\"")]);
     Ok(of("PATCH") + of("DELETE"))
 }
@@ -353,15 +351,7 @@ async fn rule_10_a_leader_that_was_paused_and_overtaken_writes_nothing_any_more(
     eventually("the second leads", || async { Ok(leads(&second).await == Some(true)) }).await?;
     an_edit_converges(&data_centre, name, 902_305, 5).await?;
     assert!(calls_that_write(&second).await? > 0.0, "the second has done it");
-    let last = Cell::new((f64::NAN, Instant::now()));
-    eventually("the second has told everything", || async {
-        let writes = calls_that_write(&second).await?;
-        if writes != last.get().0 {
-            last.set((writes, Instant::now()));
-        }
-        Ok(last.get().1.elapsed() > Duration::from_secs(4))
-    })
-    .await?;
+    at_rest(&second).await?;
 
     let since = Timestamp::now();
     assert!(instance.kill(OPERATOR, Signal::Cont).await?);

@@ -28,7 +28,7 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
-pub use operator::{Metrics, http_get};
+pub use operator::{Metrics, at_rest, http_get};
 pub use postgres::{Credentials, Login};
 use serde_json::{Value, json};
 

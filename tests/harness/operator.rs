@@ -41,6 +41,16 @@ pub async fn http_get(url: &str, path: &str) -> Result<(u16, String)> {
 pub struct Metrics(pub BTreeMap<String, f64>);
 
 impl Metrics {
+    /// What the operator at an address says now.
+    ///
+    /// # Errors
+    /// When it does not answer, or not in the format.
+    pub async fn of(url: &str) -> Result<Self> {
+        let (code, text) = http_get(url, "/metrics").await?;
+        ensure!(code == 200, "/metrics answers {code}");
+        Self::parse(&text)
+    }
+
     /// Reads the text; refuses what a scraper would refuse.
     ///
     /// # Errors
@@ -91,9 +101,7 @@ impl DataCentre {
     /// # Errors
     /// When it does not answer, or not in the format.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let (code, text) = http_get(&operator_url(self.instance())?, "/metrics").await?;
-        ensure!(code == 200, "/metrics answers {code}");
-        Metrics::parse(&text)
+        Metrics::of(&operator_url(self.instance())?).await
     }
 
     /// Whether the operator says that it is ready; false also when nobody answers.
@@ -130,22 +138,33 @@ impl DataCentre {
         })
     }
 
-    /// Waits until the operator has nothing under way and has not ended a pass for longer than it puts things off.
+    /// Waits until the operator is at rest, see [`at_rest`].
     ///
     /// # Errors
     /// When it does not come to rest, or does not answer.
     pub async fn operator_at_rest(&self) -> Result<()> {
-        let last = Cell::new((f64::NAN, Instant::now()));
-        eventually("the operator is at rest", || async {
-            let metrics = self.metrics().await?;
-            let passes = metrics.sum("controller_runtime_reconcile_total", &[]);
-            let busy =
-                metrics.sum("workqueue_depth", &[]) + metrics.sum("controller_runtime_active_workers", &[]);
-            if passes != last.get().0 || busy > 0.0 {
-                last.set((passes, Instant::now()));
-            }
-            Ok(last.get().1.elapsed() > Duration::from_secs(6))
-        })
-        .await
+        at_rest(&operator_url(self.instance())?).await
     }
+}
+
+/// Waits until the operator at an address has nothing under way, has put nothing off about any Comune (figures that
+/// move by themselves are told after half a minute only, and at once by one that was restarted) and has not ended a
+/// pass for a while.
+///
+/// # Errors
+/// When it does not come to rest, or does not answer.
+pub async fn at_rest(url: &str) -> Result<()> {
+    let last = Cell::new((f64::NAN, Instant::now()));
+    eventually("the operator is at rest", || async {
+        let metrics = Metrics::of(url).await?;
+        let passes = metrics.sum("controller_runtime_reconcile_total", &[]);
+        let busy = metrics.sum("workqueue_depth", &[])
+            + metrics.sum("controller_runtime_active_workers", &[])
+            + metrics.sum("conme_put_off", &["name=\"comune\""]);
+        if passes != last.get().0 || busy > 0.0 {
+            last.set((passes, Instant::now()));
+        }
+        Ok(last.get().1.elapsed() > Duration::from_secs(6))
+    })
+    .await
 }

@@ -8,6 +8,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use crate::queue::Queue;
+
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Call {
     code: String,
@@ -55,6 +57,7 @@ pub struct OperatorMetrics {
     reconcile_seconds: Family<Controller, Histogram>,
     active: Family<Controller, Gauge>,
     depth: Family<Named, Gauge>,
+    put_off: Family<Named, Gauge>,
     leader: Family<Named, Gauge>,
     comuni: Family<Ready, Gauge>,
     children: Gauge,
@@ -78,6 +81,7 @@ impl OperatorMetrics {
             reconcile_seconds: Family::new_with_constructor(seconds),
             active: Family::default(),
             depth: Family::default(),
+            put_off: Family::default(),
             leader: Family::default(),
             comuni: Family::default(),
             children: Gauge::default(),
@@ -114,6 +118,7 @@ impl OperatorMetrics {
         );
         registry.register("controller_runtime_active_workers", "Passes under way", self.active.clone());
         registry.register("workqueue_depth", "Names that wait for a pass", self.depth.clone());
+        registry.register("conme_put_off", "Names whose pass has been put off", self.put_off.clone());
         registry.register("leader_election_master_status", "1 while this process leads", self.leader.clone());
         registry.register("conme_comuni", "Comuni by readiness", self.comuni.clone());
         registry.register("conme_children", "Children known", self.children.clone());
@@ -131,9 +136,10 @@ impl OperatorMetrics {
     }
 
     /// State of a queue.
-    pub fn queue(&self, name: &'static str, depth: usize, active: usize) {
-        self.depth.get_or_create(&Named { name }).set(depth as i64);
-        self.active.get_or_create(&Controller { controller: name }).set(active as i64);
+    pub fn queue(&self, name: &'static str, queue: &Queue) {
+        self.depth.get_or_create(&Named { name }).set(queue.depth() as i64);
+        self.put_off.get_or_create(&Named { name }).set(queue.put_off() as i64);
+        self.active.get_or_create(&Controller { controller: name }).set(queue.active() as i64);
     }
 
     /// Whether this process leads.
@@ -207,7 +213,11 @@ mod tests {
     fn the_names_are_those_that_dashboards_know() {
         let metrics = OperatorMetrics::new("1.2.3");
         metrics.reconciled("comune", "error", Duration::from_millis(3));
-        metrics.queue("comune", 2, 1);
+        let queue = Queue::default();
+        queue.add("a");
+        queue.add("b");
+        queue.add_after("c", Duration::from_secs(5));
+        metrics.queue("comune", &queue);
         metrics.leading(true);
         metrics.comuni(21, 1, 600);
         metrics.drift_repaired("ResourceQuota");
@@ -218,6 +228,7 @@ mod tests {
             "controller_runtime_reconcile_total{controller=\"comune\",result=\"error\"} 1",
             "controller_runtime_reconcile_errors_total{controller=\"comune\"} 1",
             "workqueue_depth{name=\"comune\"} 2",
+            "conme_put_off{name=\"comune\"} 1",
             "rest_client_requests_total{code=\"200\",method=\"PATCH\"} 1",
             "leader_election_master_status{name=\"conme-operator\"} 1",
             "conme_comuni{ready=\"true\"} 21",

@@ -124,6 +124,11 @@ impl Queue {
         self.locked().ready.len()
     }
 
+    /// Names that are taken later, when their delay has ended.
+    pub fn put_off(&self) -> usize {
+        self.locked().later.len()
+    }
+
     /// Names under way.
     pub fn active(&self) -> usize {
         self.locked().active.len()
@@ -178,8 +183,9 @@ mod tests {
         queue.add_after("a", Duration::from_secs(60));
         queue.add_after("a", Duration::from_secs(5));
         queue.add_after("a", Duration::from_secs(30));
+        assert_eq!((queue.depth(), queue.put_off()), (0, 1));
         assert_eq!(queue.next().await, "a");
-        assert_eq!(begin.elapsed().as_secs(), 5);
+        assert_eq!((begin.elapsed().as_secs(), queue.put_off()), (5, 0));
         queue.done("a");
         let first = queue.add_after_failure("b");
         let second = queue.add_after_failure("b");

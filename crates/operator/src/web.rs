@@ -77,9 +77,9 @@ fn dead(vitals: &Vitals) -> Vec<String> {
 
 async fn metrics(State(vitals): State<Arc<Vitals>>) -> String {
     let context = &vitals.context;
-    vitals.metrics.queue("comune", context.comuni.depth(), context.comuni.active());
-    vitals.metrics.queue("database", context.databases.depth(), context.databases.active());
-    vitals.metrics.queue("catalogue", context.catalogue.depth(), context.catalogue.active());
+    vitals.metrics.queue("comune", &context.comuni);
+    vitals.metrics.queue("database", &context.databases);
+    vitals.metrics.queue("catalogue", &context.catalogue);
     let (ready, all) = {
         let world = context.world();
         let is_ready = |comune: &&Arc<conme_api::Comune>| {
