@@ -15,10 +15,7 @@ use kube::{
 use serde::Serialize;
 use serde_json::json;
 
-use crate::{
-    operator::seconds,
-    plane::Plane,
-};
+use crate::{operator::seconds, plane::Plane};
 
 /// An annotation that no operator knows.
 const MARK: &str = "example.org/by-hand";
@@ -72,9 +69,10 @@ pub async fn repairs(plane: &Plane, samples: usize) -> Result<BTreeMap<String, R
 async fn repair(plane: &Plane, kind: Kind, object: &DynamicObject) -> Result<Duration> {
     let name = object.metadata.name.as_deref().context("no name")?;
     let api = plane.api(kind, object.metadata.namespace.as_deref().unwrap_or_default());
-    let live = api.get_metadata(name).await?;
-    let version = live.metadata.resource_version.context("no version")?;
-    let params = WatchParams::default().fields(&format!("metadata.name={name}")).timeout(290);
+    let only = format!("metadata.name={name}");
+    let listed = api.list_metadata(&ListParams::default().fields(&only)).await?;
+    let version = listed.metadata.resource_version.context("no version")?;
+    let params = WatchParams::default().fields(&only).timeout(290);
     let mut events = std::pin::pin!(api.watch(&params, &version).await?);
     let mark = json!({"metadata": {"annotations": {MARK: "1"}}});
     let begin = Instant::now();
@@ -82,7 +80,11 @@ async fn repair(plane: &Plane, kind: Kind, object: &DynamicObject) -> Result<Dur
     let seen = async {
         let mut was_marked = false;
         while let Some(event) = events.try_next().await? {
-            let (WatchEvent::Modified(object) | WatchEvent::Added(object)) = event else { continue };
+            let object = match event {
+                WatchEvent::Added(object) | WatchEvent::Modified(object) => object,
+                WatchEvent::Error(error) => bail!("{}: {}", error.reason, error.message),
+                WatchEvent::Deleted(_) | WatchEvent::Bookmark(_) => continue,
+            };
             let is_marked = object.metadata.annotations.is_some_and(|all| all.contains_key(MARK));
             if was_marked && !is_marked {
                 return Ok(begin.elapsed());

@@ -85,7 +85,11 @@ impl<T: PartialEq + Send + 'static> Eye<T> {
                 missing
             };
             if begin.elapsed() > PATIENCE {
-                bail!("not after {} s: {what}; {missing} of {} are missing", PATIENCE.as_secs(), wanted.len());
+                bail!(
+                    "not after {} s: {what}; {missing} of {} are missing",
+                    PATIENCE.as_secs(),
+                    wanted.len()
+                );
             }
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
@@ -108,8 +112,7 @@ pub fn ready_at(comune: &DynamicObject) -> Option<i64> {
 /// What a quota asks for, in notation-free amounts.
 pub fn hard(quota: &Value) -> BTreeMap<String, Amount> {
     let hard = quota.pointer("/spec/hard").and_then(Value::as_object);
-    let amount = |(resource, text): (&String, &Value)| {
-        Some((resource.clone(), Amount::parse(text.as_str()?).ok()?))
-    };
+    let amount =
+        |(resource, text): (&String, &Value)| Some((resource.clone(), Amount::parse(text.as_str()?).ok()?));
     hard.into_iter().flatten().filter_map(amount).collect()
 }

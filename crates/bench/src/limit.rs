@@ -56,7 +56,8 @@ pub async fn write(client: &Client, objects: &[Object], concurrency: usize) -> R
 async fn apply(client: &Client, object: &Object) -> Result<bool> {
     let at = &object.at;
     let api = conme_stories::api_with(client.clone(), at.kind, &at.namespace);
-    let uri = format!("{}/{}?fieldManager=conme&force=true&fieldValidation=Strict", api.resource_url(), at.name);
+    let uri =
+        format!("{}/{}?fieldManager=conme&force=true&fieldValidation=Strict", api.resource_url(), at.name);
     let request = Request::builder()
         .method(Method::PATCH)
         .uri(uri)

@@ -137,7 +137,11 @@ async fn measure_operator(args: &OperatorArgs) -> Result<bool> {
     let minutes = begin.elapsed().as_secs_f64() / 60.0;
     progress.note(&format!(
         "{} in {minutes:.1} minutes: {}",
-        if missed.is_empty() { "every target is met".to_owned() } else { format!("{} targets are missed", missed.len()) },
+        if missed.is_empty() {
+            "every target is met".to_owned()
+        } else {
+            format!("{} targets are missed", missed.len())
+        },
         args.output.join("operator.md").display()
     ));
     Ok(missed.is_empty())
@@ -152,7 +156,8 @@ async fn calibrate(checkout: &Path, progress: &Progress) -> Result<BTreeMap<usiz
     for concurrency in limit::CANDIDATES {
         let prefix = format!("misura-{concurrency}");
         let manifests: Vec<Value> = (0..CALIBRATION).map(|number| sample::comune(&prefix, number)).collect();
-        let (took, _) = limit::write(&plane.client(), &surroundings.objects(&manifests)?, concurrency).await?;
+        let (took, _) =
+            limit::write(&plane.client(), &surroundings.objects(&manifests)?, concurrency).await?;
         tried.insert(concurrency, operator::seconds(took));
     }
     step.done(&format!("{tried:?}"));

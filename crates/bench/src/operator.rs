@@ -110,7 +110,7 @@ pub async fn converge(plane: &Plane, manifests: &[Value]) -> Result<Converged> {
     let wanted = apply(plane, manifests).await?;
     let applied = Timestamp::now();
     let last_ready = eye.all("Ready", &wanted).await?;
-    plane.idle_for(Duration::from_secs(5)).await?;
+    plane.idle().await?;
     let after = plane.costs().await?;
     // What was put off is part of the work.
     plane.at_rest().await?;
@@ -189,7 +189,7 @@ pub async fn restart(plane: &Plane, comuni: usize) -> Result<Restart> {
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    plane.idle_for(Duration::from_secs(8)).await?;
+    plane.idle().await?;
     Ok(Restart {
         ready_seconds: seconds(ready),
         looked_at_seconds: seconds(looked_at.context("it has not looked at every Comune")?),
@@ -245,7 +245,7 @@ pub async fn change_quota(
     api.patch("venis", &PatchParams::default(), &Patch::Merge(&patch)).await?;
     let right = eye.all("every quota is right", &wanted).await?;
     ensure!(right > begin, "no quota had to change");
-    plane.idle_for(Duration::from_secs(5)).await?;
+    plane.idle().await?;
     Ok(QuotaChange { quotas: wanted.len(), seconds: between(begin, right), calls: record.of_operator()? })
 }
 
@@ -277,7 +277,7 @@ pub async fn add_databases(plane: &Plane, manifests: &[Value]) -> Result<Databas
     let begin = Timestamp::now();
     let wanted = apply(plane, &manifests).await?;
     let ready = eye.all("Ready with databases", &wanted).await?;
-    plane.idle_for(Duration::from_secs(5)).await?;
+    plane.idle().await?;
     Ok(Databases {
         databases: manifests.len(),
         last_ready_seconds: between(begin, ready),

@@ -6,7 +6,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use conme_cluster::bounded_client;
 use conme_stories::{Metrics, http_get};
 use conme_testbed::{
     Ephemeral, Hosts, Options, Progress, Signal,
@@ -22,8 +23,8 @@ use crate::{audit::Record, sample};
 pub const PATIENCE: Duration = Duration::from_secs(900);
 /// Pods that are planned for on one simulated host, of the 250 that it takes.
 const PODS_ON_A_HOST: usize = 200;
-/// Longer than the operator puts anything off.
-const REST: Duration = Duration::from_secs(35);
+/// Without the end of a pass for so long, the operator is at rest.
+const REST: Duration = Duration::from_secs(5);
 
 /// A control plane with the chart, the data centre and the catalogue.
 pub struct Plane {
@@ -74,37 +75,40 @@ impl Plane {
     /// # Errors
     /// When it does not answer.
     pub async fn metrics(&self) -> Result<Metrics> {
-        let (code, text) = http_get(&operator_url(&self.instance)?, "/metrics").await?;
-        ensure!(code == 200, "/metrics answers {code}");
-        Metrics::parse(&text)
+        Metrics::of(&operator_url(&self.instance)?).await
     }
 
-    /// Waits until the operator has nothing under way and nothing that it has put off.
+    /// Waits until the operator has nothing under way and has ended no pass for a while.
     ///
     /// # Errors
-    /// When it does not come to rest.
+    /// When that does not happen.
+    pub async fn idle(&self) -> Result<()> {
+        self.wait(&[]).await
+    }
+
+    /// Waits until it also has put nothing off about any Comune.
+    ///
+    /// # Errors
+    /// When that does not happen.
     pub async fn at_rest(&self) -> Result<()> {
-        self.idle_for(REST).await
+        self.wait(&[("conme_put_off", "name=\"comune\"")]).await
     }
 
-    /// Waits until the operator has ended no pass for so long.
-    ///
-    /// # Errors
-    /// When it does not come to rest.
-    pub async fn idle_for(&self, duration: Duration) -> Result<()> {
+    async fn wait(&self, also: &[(&str, &str)]) -> Result<()> {
         let begin = Instant::now();
         let (mut passes, mut since) = (f64::NAN, Instant::now());
         while begin.elapsed() < PATIENCE {
             let metrics = self.metrics().await?;
             let now = metrics.sum("controller_runtime_reconcile_total", &[]);
-            let busy =
-                metrics.sum("workqueue_depth", &[]) + metrics.sum("controller_runtime_active_workers", &[]);
+            let busy = metrics.sum("workqueue_depth", &[])
+                + metrics.sum("controller_runtime_active_workers", &[])
+                + also.iter().map(|(name, label)| metrics.sum(name, &[label])).sum::<f64>();
             // NaN is equal to nothing: the first look never counts as rest.
             #[expect(clippy::float_cmp, reason = "a counter, read twice")]
             if now != passes || busy > 0.0 {
                 (passes, since) = (now, Instant::now());
             }
-            if since.elapsed() > duration {
+            if since.elapsed() > REST {
                 return Ok(());
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
@@ -185,7 +189,8 @@ impl Cost {
         };
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let fields: Vec<&str> = stat.rsplit_once(')').context("no name")?.1.split_whitespace().collect();
-        let ticks = |place: usize| -> Result<f64> { Ok(fields.get(place).context("no such field")?.parse()?) };
+        let ticks =
+            |place: usize| -> Result<f64> { Ok(fields.get(place).context("no such field")?.parse()?) };
         let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100) as f64;
         Ok(Self {
             cpu_seconds: (ticks(11)? + ticks(12)?) / per_second,
@@ -195,7 +200,7 @@ impl Cost {
     }
 }
 
-/// A client that keeps no more than it is given.
+/// A client as the operator's own.
 async fn client(kubeconfig: &Path) -> Result<Client> {
     static PROVIDER: Once = Once::new();
     PROVIDER.call_once(|| {
@@ -204,5 +209,5 @@ async fn client(kubeconfig: &Path) -> Result<Client> {
     });
     let kubeconfig = Kubeconfig::read_from(kubeconfig)?;
     let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?;
-    Ok(Client::try_from(config)?)
+    Ok(bounded_client(config)?)
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     drift::{Repairs, percentile},
-    operator::{Converged, Crowd, Databases, QuotaChange, Quiet, Restart},
+    operator::{Converged, Crowd, Databases, Quiet, QuotaChange, Restart},
 };
 
 /// Everything of one run.
