@@ -147,17 +147,16 @@ async fn measure_operator(args: &OperatorArgs) -> Result<bool> {
     Ok(missed.is_empty())
 }
 
-/// How long the limit takes for a small sample with each number of requests under way, in seconds.
+/// How long the limit takes for a small sample with each number of requests under way, in seconds. Each on a control
+/// plane of its own: the pods of one would slow the next.
 async fn calibrate(checkout: &Path, progress: &Progress) -> Result<BTreeMap<usize, f64>> {
     let step = progress.long_step("the limit looks for its best concurrency", "about a minute");
-    let surroundings = Surroundings::of_checkout(checkout)?;
-    let plane = Plane::up(checkout, CALIBRATION * limit::CANDIDATES.len(), false).await?;
+    let manifests: Vec<Value> = (0..CALIBRATION).map(|number| sample::comune("comune", number)).collect();
+    let objects = Surroundings::of_checkout(checkout)?.objects(&manifests)?;
     let mut tried = BTreeMap::new();
     for concurrency in limit::CANDIDATES {
-        let prefix = format!("misura-{concurrency}");
-        let manifests: Vec<Value> = (0..CALIBRATION).map(|number| sample::comune(&prefix, number)).collect();
-        let (took, _) =
-            limit::write(&plane.client(), &surroundings.objects(&manifests)?, concurrency).await?;
+        let plane = Plane::up(checkout, CALIBRATION, false).await?;
+        let (took, _) = limit::write(&plane.client(), &objects, concurrency).await?;
         tried.insert(concurrency, operator::seconds(took));
     }
     step.done(&format!("{tried:?}"));

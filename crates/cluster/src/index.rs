@@ -53,6 +53,8 @@ pub struct Index {
     children: HashMap<String, BTreeMap<ChildRef, Record>>,
     owners: HashMap<ChildRef, String>,
     namespaces: BTreeMap<String, (u64, NamespaceSeen)>,
+    /// Namespaces that the operator made, by the ISTAT code on them.
+    by_istat: HashMap<String, BTreeSet<String>>,
     quotas: HashMap<String, QuotaSeen>,
     pods: HashMap<(String, String), PodsSeen>,
     relisting: HashMap<Kind, BTreeSet<ChildRef>>,
@@ -144,15 +146,30 @@ impl Index {
                 .collect(),
             terminating: !text(object, "/metadata/deletionTimestamp").is_empty(),
         };
-        match self.namespaces.get(name) {
+        match self.namespaces.get_mut(name) {
             Some((known, _)) if *known > version => None,
-            Some((_, before)) if *before == seen => {
-                self.namespaces.insert(name.to_owned(), (version, seen));
+            Some((known, before)) if *before == seen => {
+                *known = version;
                 Some(false)
             }
             _ => {
+                self.drop_namespace(name);
+                if let (Some(_), Some(istat)) = (maker(&seen), seen.labels.get(keys::ISTAT)) {
+                    self.by_istat.entry(istat.clone()).or_default().insert(name.to_owned());
+                }
                 self.namespaces.insert(name.to_owned(), (version, seen));
                 Some(true)
+            }
+        }
+    }
+
+    fn drop_namespace(&mut self, name: &str) {
+        let Some((_, seen)) = self.namespaces.remove(name) else { return };
+        let Some(istat) = seen.labels.get(keys::ISTAT) else { return };
+        if let Some(names) = self.by_istat.get_mut(istat) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_istat.remove(istat);
             }
         }
     }
@@ -190,7 +207,7 @@ impl Index {
         if kind == Kind::Namespace
             && self.namespaces.get(&at.name).is_some_and(|(known, _)| *known <= version)
         {
-            self.namespaces.remove(&at.name);
+            self.drop_namespace(&at.name);
             touched.namespace = Some(at.name.clone());
         }
         if let Some(owner) = self.owners.get(&at).cloned() {
@@ -230,7 +247,7 @@ impl Index {
                 .cloned()
                 .collect();
             for name in gone {
-                self.namespaces.remove(&name);
+                self.drop_namespace(&name);
                 touched.push(Touched { namespace: Some(name), ..Touched::default() });
             }
         }
@@ -325,11 +342,14 @@ impl Index {
 
     /// Namespaces that the operator made, with the names of the Comuni that they belong to.
     pub fn namespaces_made(&self) -> impl Iterator<Item = (&str, &str, &NamespaceSeen)> {
-        self.namespaces.iter().filter_map(|(name, (_, seen))| {
-            let managed = seen.labels.get(keys::MANAGED_BY).is_some_and(|by| by == keys::MANAGER);
-            let comune = seen.labels.get(keys::COMUNE).filter(|_| managed)?;
-            Some((name.as_str(), comune.as_str(), seen))
-        })
+        self.namespaces.iter().filter_map(|(name, (_, seen))| Some((name.as_str(), maker(seen)?, seen)))
+    }
+
+    /// Namespaces that the operator made for the administration with an ISTAT code, with the names of the Comuni that they
+    /// belong to.
+    pub fn namespaces_of(&self, istat: &str) -> impl Iterator<Item = (&str, &str)> {
+        let names = self.by_istat.get(istat).into_iter().flatten();
+        names.filter_map(|name| Some((name.as_str(), maker(&self.namespaces.get(name)?.1)?)))
     }
 
     /// A namespace, whoever it belongs to.
@@ -351,6 +371,12 @@ impl Index {
     pub fn is_empty(&self) -> bool {
         self.owners.is_empty()
     }
+}
+
+/// The Comune that the operator made a namespace for. None: it is not the operator's.
+fn maker(seen: &NamespaceSeen) -> Option<&str> {
+    let managed = seen.labels.get(keys::MANAGED_BY).is_some_and(|by| by == keys::MANAGER);
+    seen.labels.get(keys::COMUNE).filter(|_| managed).map(String::as_str)
 }
 
 fn address(kind: Kind, object: &Value) -> Option<ChildRef> {
@@ -480,5 +506,30 @@ mod tests {
         index.written(Kind::ConfigMap, config(9, |_| {}));
         assert_eq!(index.gone(Kind::ConfigMap, &config(8, |_| {})), Touched::default());
         assert!(index.gone(Kind::ConfigMap, &config(10, |_| {})).drift);
+    }
+
+    #[test]
+    fn the_namespaces_of_an_administration_are_found_by_its_code_as_it_stands_now() {
+        let namespace = |version: u64, istat: &str, managed: &str| {
+            json!({"metadata": {
+                "name": "dolo-produzione", "uid": "n1", "resourceVersion": version.to_string(),
+                "labels": {"conme.venis.it/comune": "dolo", "conme.venis.it/istat": istat,
+                           "app.kubernetes.io/managed-by": managed},
+            }})
+        };
+        let mut index = Index::default();
+        let found = |index: &Index, istat: &str| {
+            index.namespaces_of(istat).map(|(name, by)| (name.to_owned(), by.to_owned())).collect::<Vec<_>>()
+        };
+        let own = [("dolo-produzione".to_owned(), "dolo".to_owned())];
+        index.seen(Kind::Namespace, namespace(1, "027012", "conme"));
+        assert_eq!(found(&index, "027012"), own);
+        index.seen(Kind::Namespace, namespace(2, "027099", "conme"));
+        assert_eq!((found(&index, "027012"), found(&index, "027099")), (vec![], own.to_vec()));
+        index.seen(Kind::Namespace, namespace(3, "027099", "somebody"));
+        assert!(found(&index, "027099").is_empty());
+        index.seen(Kind::Namespace, namespace(4, "027012", "conme"));
+        index.gone(Kind::Namespace, &namespace(5, "027012", "conme"));
+        assert!(found(&index, "027012").is_empty() && index.by_istat.is_empty());
     }
 }
