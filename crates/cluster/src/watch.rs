@@ -28,6 +28,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 
+/// Objects in one page of a list. A page is held as a whole, an object takes ten times the memory of its text, and all
+/// kinds are listed at once.
+const PAGE: u32 = 100;
+
 /// A watch that went on for so long begins again after the shortest pause.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -77,7 +81,7 @@ pub async fn watch_children(
 ) {
     let resource = kind.api_resource();
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
-    let mut config = watcher::Config::default().page_size(500);
+    let mut config = watcher::Config::default().page_size(PAGE);
     if kind != Kind::Namespace {
         config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
     }
@@ -132,7 +136,7 @@ where
         }
     };
     run(
-        || watcher(api.clone(), watcher::Config::default()),
+        || watcher(api.clone(), watcher::Config::default().page_size(PAGE)),
         health,
         move |event| {
             handle(match event {
