@@ -8,7 +8,7 @@ TESTBED := $(BIN)/conme-testbed
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story check manifests
+.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story bench-operator check manifests
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,12 @@ test-stories: build
 
 test-story: build ## One story: make test-story STORY=drift
 	@$(TESTBED) run --nodes 8 --postgres 1 --mariadb 1 -- sh -c '$(TESTBED) install && cargo test --locked -p conme-stories --test $(STORY) -- --nocapture'
+
+N ?= 22 200 1000
+bench-operator: ## What the operator costs, into docs/benchmarks: make bench-operator N="22 200" (all three: half an hour)
+	@echo "building in the release profile (first time: about 10 minutes)"
+	@cargo build --locked --release -p conme-operator -p conme-bench
+	@$(CARGO_TARGET_DIR)/release/conme-bench operator --comuni $(N)
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check
