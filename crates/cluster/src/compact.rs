@@ -1,7 +1,11 @@
 //! Small forms of what is known of thousands of objects: names that many share, ids as numbers, texts that differ
 //! little from others of their kind.
 
-use std::{collections::{BTreeMap, HashMap, HashSet}, fmt, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    fmt,
+    sync::Arc,
+};
 
 use conme_blueprint::{ChildRef, Kind, amount::Amount, quota::QuotaSeen};
 use serde_json::Value;
@@ -40,13 +44,15 @@ impl Pool {
     /// The texts of a JSON map, by those of its keys that are `wanted`.
     pub fn pairs(&mut self, map: Option<&Value>, wanted: impl Fn(&str) -> bool) -> Pairs {
         let map = map.and_then(Value::as_object).into_iter().flatten();
-        let texts = map.filter_map(|(key, value)| Some((key, value.as_str()?))).filter(|(key, _)| wanted(key));
+        let texts =
+            map.filter_map(|(key, value)| Some((key, value.as_str()?))).filter(|(key, _)| wanted(key));
         Pairs(texts.map(|(key, value)| (self.shared(key), self.shared(value))).collect())
     }
 
     fn amounts(&mut self, map: Option<&Value>) -> Box<[(Arc<str>, Amount)]> {
         let map = map.and_then(Value::as_object).into_iter().flatten();
-        let amounts = map.filter_map(|(resource, text)| Some((resource, Amount::parse(text.as_str()?).ok()?)));
+        let amounts =
+            map.filter_map(|(resource, text)| Some((resource, Amount::parse(text.as_str()?).ok()?)));
         amounts.map(|(resource, amount)| (self.shared(resource), amount)).collect()
     }
 }
@@ -232,8 +238,14 @@ mod tests {
     #[test]
     fn a_token_is_written_back_as_it_was() {
         for text in [
-            "0f8fad5b-d9cb-469f-a165-70867728950e", "0F8FAD5B-D9CB-469F-A165-70867728950E",
-            "0f8fad5bd9cb-469f-a165-70867728950e-", "00112233445566ff", "00112233445566FF", "+0112233445566ff", "", "u1",
+            "0f8fad5b-d9cb-469f-a165-70867728950e",
+            "0F8FAD5B-D9CB-469F-A165-70867728950E",
+            "0f8fad5bd9cb-469f-a165-70867728950e-",
+            "00112233445566ff",
+            "00112233445566FF",
+            "+0112233445566ff",
+            "",
+            "u1",
             "\u{e8}\u{e8}\u{e8}\u{e8}\u{e8}\u{e8}\u{e8}\u{e8}",
         ] {
             assert_eq!(Token::from(text).to_string(), text);
@@ -244,7 +256,9 @@ mod tests {
 
     #[test]
     fn texts_on_a_shelf_are_small_and_come_back_as_they_were() {
-        let text = |number: usize| format!("{{\"name\":\"dolo-{number}\",\"spec\":\"{}\"}}", "sempre uguale, ".repeat(60));
+        let text = |number: usize| {
+            format!("{{\"name\":\"dolo-{number}\",\"spec\":\"{}\"}}", "sempre uguale, ".repeat(60))
+        };
         let mut shelf = Shelf::default();
         let stored: Vec<Stored> = (0..100).map(|number| shelf.put(Kind::Service, &text(number))).collect();
         for (number, stored) in stored.iter().enumerate() {

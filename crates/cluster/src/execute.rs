@@ -225,8 +225,7 @@ impl Executor {
             field_validation: Some(ValidationDirective::Strict),
             dry_run: false,
         };
-        let object =
-            self.call("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
+        let object = self.call("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
         Ok(to_value(at.kind, object))
     }
 

@@ -10,9 +10,7 @@ use std::{
 };
 
 use conme_api::keys;
-use conme_blueprint::{
-    ChildRef, ChildSeen, ChildState, Kind, NamespaceSeen, Observed, PodsSeen, child,
-};
+use conme_blueprint::{ChildRef, ChildSeen, ChildState, Kind, NamespaceSeen, Observed, PodsSeen, child};
 use serde_json::Value;
 
 use crate::compact::{At, Pairs, Pool, Quota, Shelf, Stored, Token};
@@ -180,9 +178,8 @@ impl Index {
 
     /// The Comune that a child is known to belong to.
     fn owner(&self, at: &At) -> Option<Arc<str>> {
-        let has = |owner: &&Arc<str>| {
-            self.children.get(*owner).is_some_and(|children| children.contains_key(at))
-        };
+        let has =
+            |owner: &&Arc<str>| self.children.get(*owner).is_some_and(|children| children.contains_key(at));
         self.owners.get(at.home())?.iter().find(has).cloned()
     }
 
@@ -298,7 +295,8 @@ impl Index {
                 touched.push(Touched { namespace: Some(name.to_string()), ..Touched::default() });
             }
         }
-        let all = self.children.iter().flat_map(|(owner, children)| children.keys().map(move |at| (at, owner)));
+        let all =
+            self.children.iter().flat_map(|(owner, children)| children.keys().map(move |at| (at, owner)));
         let gone: Vec<(At, Arc<str>)> = all
             .filter(|(at, _)| at.kind == kind && !listed.contains(*at))
             .map(|(at, owner)| (at.clone(), owner.clone()))
