@@ -8,7 +8,7 @@ TESTBED := $(BIN)/conme-testbed
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak isolation-report check manifests
+.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak isolation-report bench-operator check manifests
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -46,6 +46,12 @@ isolation-report: build ## Write docs/security/isolation.md from the answers of 
 soak: build ## Faults for a long time: 200 kills a seed (SEEDS="1 2 3" or SOAK_MINUTES=120; about 25 minutes a seed)
 	@cargo test --locked -p conme-stories --no-run
 	@tests/soak.sh
+
+N ?= 22 200 1000
+bench-operator: ## What the operator costs, into docs/benchmarks: make bench-operator N="22 200" (all three: half an hour)
+	@echo "building in the release profile (first time: about 10 minutes)"
+	@cargo build --locked --release -p conme-operator -p conme-bench
+	@$(CARGO_TARGET_DIR)/release/conme-bench operator --comuni $(N)
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check

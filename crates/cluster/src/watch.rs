@@ -28,6 +28,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts: how long after the API server's return the operator may still wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
+/// Objects in one page of a list. A page is held as a whole, an object takes ten times the memory of its text, and all
+/// kinds are listed at once.
+const PAGE: u32 = 100;
+
 /// A watch that went on for so long begins again after the shortest pause.
 const STEADY: Duration = Duration::from_secs(60);
 
@@ -80,7 +84,7 @@ pub async fn watch_children(
 ) {
     let resource = kind.api_resource();
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
-    let mut config = renewed_each(period).page_size(500);
+    let mut config = renewed_each(period).page_size(PAGE);
     if kind != Kind::Namespace {
         config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
     }
@@ -139,7 +143,7 @@ pub async fn watch_own<K>(
         }
     };
     run(
-        || watcher(api.clone(), renewed_each(period)),
+        || watcher(api.clone(), renewed_each(period).page_size(PAGE)),
         health,
         move |event| {
             handle(match event {

@@ -113,11 +113,10 @@ fn look(context: &Context, comune: &Comune) -> Sight {
     observed.databases = world.databases_seen(comune);
     observed.surveys = world.surveys_of(comune);
     if let Some(istat) = &comune.spec.entity.istat {
-        let left = index.namespaces_made().filter(|(_, owner, seen)| {
-            *owner != name && seen.labels.get(keys::ISTAT) == Some(istat) && !world.comune_exists(owner)
-        });
+        let of_code = index.namespaces_of(istat);
+        let left = of_code.filter(|(_, owner)| *owner != name && !world.comune_exists(owner));
         observed.left_by_namesakes =
-            left.map(|(namespace, owner, _)| (namespace.to_owned(), owner.to_owned())).collect();
+            left.map(|(namespace, owner)| (namespace.to_owned(), owner.to_owned())).collect();
     }
     for database in verdict.valid.iter().flat_map(|valid| &valid.databases) {
         // What was found before an edit says nothing of what is declared now.

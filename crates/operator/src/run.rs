@@ -242,7 +242,7 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
     for Touched { comune, former, namespace, drift: _ } in touched {
         comune.iter().chain(&former).for_each(|name| context.comuni.add(name));
         if let Some(namespace) = namespace {
-            let seen = context.index().namespace(&namespace).cloned();
+            let seen = context.index().namespace(&namespace);
             let touched = context.world().note_namespace(&namespace, seen.as_ref());
             touched.iter().for_each(|name| context.comuni.add(name));
             let claimants = context.world().claimants_of_namespace(&namespace);

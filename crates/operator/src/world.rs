@@ -84,12 +84,13 @@ impl World {
             return BTreeSet::new();
         }
         comune.metadata.managed_fields = None;
+        let comune = Arc::new(comune);
         let waiting = self.register.waiting_for_room();
-        let mut touched = self.register.put(&comune);
+        let mut touched = self.register.put_shared(comune.clone());
         if !touched.is_empty() || !waiting.is_empty() {
             touched.extend(waiting);
         }
-        self.comuni.insert(name.clone(), Arc::new(comune));
+        self.comuni.insert(name.clone(), comune);
         touched.insert(name);
         touched
     }
