@@ -44,6 +44,7 @@ async fn the_api_server_and_etcd_go_away_and_come_back_while_people_work() -> Re
     let mut dice = Dice(seed);
     let cast = Cast { prefix: "via", istat: 904_100, comuni: 4 };
     let mut load = Load::begin(DataCentre::own("via", &[]).await?, cast, dice.throw()).await?;
+    load.has_something_to_lose().await?;
     for _ in 0..rounds {
         for (program, signal, away) in [
             ("kube-apiserver", Signal::Term, dice.below(2000)),
@@ -76,6 +77,7 @@ async fn a_fifth_of_all_requests_fail_in_every_way_and_nothing_is_lost_or_double
     proxy.break_requests(20, &Fault::ALL);
     let cast = Cast { prefix: "fal", istat: 904_200, comuni: 4 };
     let mut load = Load::begin(data_centre, cast, dice.throw()).await?;
+    load.has_something_to_lose().await?;
     let begin = Instant::now();
     while begin.elapsed() < window {
         tokio::time::sleep(Duration::from_millis(200)).await;

@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -177,6 +177,8 @@ impl Manifest {
 struct Story {
     data_centre: DataCentre,
     over: AtomicBool,
+    /// Databases that hold a row.
+    marked: AtomicUsize,
 }
 
 impl Story {
@@ -342,6 +344,7 @@ async fn archivist(story: Arc<Story>) -> Result<BTreeSet<String>> {
                 );
                 login.run(&sql).await.with_context(|| format!("the mark of {}", database.database))?;
                 marked.insert(database.database);
+                story.marked.store(marked.len(), Ordering::Release);
             }
         }
         tokio::time::sleep(Duration::from_millis(150)).await;
@@ -496,7 +499,8 @@ impl Load {
         let mut dice = Dice(seed);
         data_centre.two_templates(cast.prefix).await?;
         let begin = Timestamp::now();
-        let story = Arc::new(Story { data_centre, over: AtomicBool::new(false) });
+        let story =
+            Arc::new(Story { data_centre, over: AtomicBool::new(false), marked: AtomicUsize::new(0) });
         let manifests: Vec<Manifest> = (0..cast.comuni).map(|number| Manifest::new(cast, number)).collect();
         for manifest in &manifests {
             story.data_centre.apply(&manifest.name(), manifest.spec()).await?;
@@ -515,6 +519,18 @@ impl Load {
     /// Where it happens.
     pub fn data_centre(&self) -> &DataCentre {
         &self.story.data_centre
+    }
+
+    /// Waits until there is something to be lost: a database that holds a row.
+    ///
+    /// # Errors
+    /// When there is none in time, or somebody has found something wrong.
+    pub async fn has_something_to_lose(&mut self) -> Result<()> {
+        let story = self.story.clone();
+        let marked = || async { Ok(story.marked.load(Ordering::Acquire) > 0) };
+        let waited = eventually("a database holds a row", marked).await;
+        self.goes_on().await?;
+        waited.with_context(|| format!("seed {}", self.seed))
     }
 
     /// Goes on as before.

@@ -323,6 +323,8 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     };
     let Some(task) = task else { return Ok(()) };
     let retiring = known.retiring;
+    // What was to come when it was decided is to come, even if its time has come meanwhile.
+    let began = whole_seconds(Timestamp::now());
     let result = bring_about(context, &task, known).await;
     let (mut seen, credential, error) = match result {
         Ok((seen, credential)) => {
@@ -340,9 +342,9 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
         let known = retiring.filter(|(generation, _)| *generation == credential.generation);
         known.unwrap_or((credential.generation, Instant::now()))
     });
-    let due = credential.as_ref().and_then(|(credential, _)| {
-        due(credential, &renewal, left(retiring, renewal.overlap), Timestamp::now())
-    });
+    let due = credential
+        .as_ref()
+        .and_then(|(credential, _)| due(credential, &renewal, left(retiring, renewal.overlap), began));
     let pause = pause(context.recheck, &seen, due);
     let (changed, more_to_come) = {
         let mut world = context.world();
