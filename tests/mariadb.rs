@@ -7,7 +7,10 @@
 use anyhow::Result;
 use conme_api::{Comune, keys, reasons};
 use conme_blueprint::Kind;
-use conme_stories::{Credentials, DataCentre, condition, entity, eventually, is_current};
+use conme_stories::{
+    Credentials, DataCentre, condition, entity, eventually, is_current, mariadb_administrator,
+    mariadb_login as login,
+};
 use conme_testbed::install;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Secret;
@@ -15,7 +18,7 @@ use kube::{
     Api,
     api::{Patch, PatchParams},
 };
-use mysql_async::{Conn, Opts, OptsBuilder, SslOpts, prelude::Queryable};
+use mysql_async::{Conn, prelude::Queryable};
 use serde_json::{Value, json};
 
 const SERVER: &str = "mariadb-venis-1";
@@ -36,31 +39,8 @@ fn database(name: &str, limit: u32) -> Value {
     })
 }
 
-/// Logs in with the address and the certificate of a Secret, into its own database or another.
-async fn login(credentials: &Credentials, database: Option<&str>) -> Result<Conn, mysql_async::Error> {
-    let roots = vec![credentials.get("ca.crt").as_bytes().to_vec().into()];
-    let options = OptsBuilder::from_opts(Opts::from_url(credentials.get("uri"))?)
-        .prefer_socket(false)
-        .ssl_opts(SslOpts::default().with_root_certs(roots).with_disable_built_in_roots(true));
-    Conn::new(match database {
-        Some(other) => options.db_name(Some(other)),
-        None => options,
-    })
-    .await
-}
-
 async fn administrator(data_centre: &DataCentre) -> Result<Conn> {
-    let server = data_centre.instance().databases()?.into_iter().find(|known| known.name == SERVER).unwrap();
-    let password = std::fs::read_to_string(&server.admin_password_file)?;
-    let roots = vec![std::fs::read(&server.ca_file)?.into()];
-    let options = OptsBuilder::default()
-        .ip_or_hostname(server.host)
-        .tcp_port(server.port)
-        .prefer_socket(false)
-        .user(Some(server.admin_user))
-        .pass(Some(password))
-        .ssl_opts(SslOpts::default().with_root_certs(roots).with_disable_built_in_roots(true));
-    Ok(Conn::new(options).await?)
+    mariadb_administrator(data_centre, SERVER).await
 }
 
 fn message(comune: &Comune) -> String {

@@ -17,11 +17,11 @@ use anyhow::{Context, Result, ensure};
 use conme_api::{keys, reasons};
 use conme_blueprint::Kind;
 use conme_stories::{
-    DataCentre, Metrics, at_rest, checkout, condition, entity, eventually, http_get, installation,
-    is_current, operator_writes,
+    DataCentre, Metrics, SECOND, at_rest, checkout, condition, entity, eventually, http_get, installation,
+    is_current, leads, operator_writes,
 };
 use conme_testbed::{
-    CommandSpec, Signal,
+    Signal,
     install::{self, NAMESPACE, OPERATOR, operator_url},
 };
 use jiff::Timestamp;
@@ -31,8 +31,6 @@ use kube::{
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-
-const SECOND: &str = "conme-operator-2";
 
 fn spec(name: &str, istat: u32) -> Value {
     json!({"entity": entity(name, istat), "quota": {"cpu": "2", "memory": "4Gi", "storage": "20Gi"}})
@@ -304,10 +302,8 @@ async fn restarts_of_the_api_server_and_of_etcd_leave_nothing_to_be_done_by_hand
     an_edit_converges(&data_centre, name, 902_303, 5).await
 }
 
-/// Whether a process says that it leads; None when it does not answer.
-async fn leads(url: &str) -> Option<bool> {
-    let (_, text) = http_get(url, "/metrics").await.ok()?;
-    Some(Metrics::parse(&text).ok()?.sum("leader_election_master_status", &[]) == 1.0)
+fn kubeconfig(data_centre: &DataCentre) -> std::path::PathBuf {
+    data_centre.instance().dir().join("operator.kubeconfig")
 }
 
 /// Number of calls that a process has made which could change something, but for its lease.
@@ -317,30 +313,13 @@ async fn calls_that_write(url: &str) -> Result<f64> {
     Ok(of("PATCH") + of("DELETE"))
 }
 
-/// Starts a second operator beside the first; returns where it answers, once it is ready.
-async fn start_second(data_centre: &DataCentre) -> Result<String> {
-    let instance = data_centre.instance();
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-    let second = format!("http://127.0.0.1:{port}");
-    let command = CommandSpec::new(installation()?.operator, instance.dir())
-        .args(["run", "--namespace", NAMESPACE, "--identity", SECOND, "--listen"])
-        .args([format!("127.0.0.1:{port}")])
-        .env("KUBECONFIG", instance.dir().join("operator.kubeconfig").to_string_lossy());
-    instance.start(SECOND, command).await?;
-    eventually("the second is ready", || async {
-        Ok(http_get(&second, "/readyz").await.is_ok_and(|(code, _)| code == 200))
-    })
-    .await?;
-    Ok(second)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_10_a_leader_that_was_paused_and_overtaken_writes_nothing_any_more() -> Result<()> {
     let data_centre = DataCentre::own("ops-pause", &[]).await?;
     let instance = data_centre.instance();
     let name = "ops-pausa";
     an_edit_converges(&data_centre, name, 902_305, 2).await?;
-    let second = start_second(&data_centre).await?;
+    let second = data_centre.start_second_operator(&kubeconfig(&data_centre)).await?;
     assert_eq!(leads(&operator_url(instance)?).await, Some(true), "the first leads");
 
     // Frozen with work in its hands: what it was about to write is out of date when it goes on.
@@ -372,7 +351,7 @@ async fn of_two_operators_one_works_and_the_other_takes_over() -> Result<()> {
     let name = "ops-cambio";
     an_edit_converges(&data_centre, name, 902_304, 2).await?;
     let first = operator_url(instance)?;
-    let second = start_second(&data_centre).await?;
+    let second = data_centre.start_second_operator(&kubeconfig(&data_centre)).await?;
 
     // From now on: never both. The first is asked before and after the second, so that a change between does not count.
     let over = Arc::new(AtomicBool::new(false));

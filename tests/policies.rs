@@ -162,7 +162,8 @@ impl World {
                 send(&client, Method::PATCH, &uri, "application/apply-patch+yaml", body).await
             }
             Act::Put(uri, change) => {
-                let live = self.get(uri).await?;
+                // Of this one there is nothing to read.
+                let live = self.get(uri.trim_end_matches("/finalize")).await?;
                 // The cluster's own controllers write to it as well: what people do is to try again.
                 for _ in 0..20 {
                     let mut object = live.clone();
@@ -329,6 +330,12 @@ fn rule_2_marks_of_namespaces() -> Rule {
                 "pod-security.kubernetes.io/enforce",
             )
             .refuses(who, Act::Merge(own(), json!({"metadata": {"finalizers": ["example.org/hold"]}})), "finalizers")
+            // Without that of the cluster, a namespace would be gone before what is in it.
+            .refuses(
+                who,
+                Act::Put(format!("{}/finalize", own()), |o| o["spec"]["finalizers"] = json!([])),
+                "finalizers",
+            )
             .refuses(
                 who,
                 Act::Create(NAMESPACES.into(), marked_namespace("pol-c-produzione", "pol-c", "restricted")),
@@ -989,7 +996,7 @@ fn rule_8_pods() -> Rule {
     let preferred = |term: Value| json!({"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1, "preference": term}]}});
     let exists = |key: &str| json!({"matchExpressions": [{"key": key, "operator": "Exists"}]});
     let mut harmful: Vec<(Value, &'static str)> = Vec::new();
-    let changes: [(Change, &'static str); 9] = [
+    let changes: [(Change, &'static str); 10] = [
         (
             |p| p["spec"]["nodeSelector"] = json!({"node-role.kubernetes.io/control-plane": ""}),
             "hosts may not be selected by keys of reserved pools",
@@ -1020,6 +1027,14 @@ fn rule_8_pods() -> Rule {
                 }}}}])
             },
             "a claim may not choose its volume",
+        ),
+        (
+            |p| {
+                p["spec"]["volumes"] = json!([{"name": "theirs", "csi": {
+                    "driver": "nfs.csi.k8s.io", "volumeAttributes": {"server": "198.51.100.9", "share": "/"},
+                }}])
+            },
+            "pods may mount claims",
         ),
         (|p| p["spec"]["nodeName"] = json!("host-01"), "the scheduler chooses the host"),
     ];
@@ -1052,10 +1067,32 @@ fn rule_8_pods() -> Rule {
     good["spec"]["affinity"] = affinity(json!([exists("kubernetes.io/hostname")]));
     good["spec"]["tolerations"] = json!([{"key": "node.kubernetes.io/unreachable", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 5}]);
 
+    good["spec"]["volumes"] = json!([
+        {"name": "a"},
+        {"name": "b", "configMap": {"name": "own"}},
+        {"name": "c", "secret": {"secretName": "own"}},
+        {"name": "d", "persistentVolumeClaim": {"claimName": "own"}},
+        {"name": "e", "ephemeral": {"volumeClaimTemplate": {"spec": {
+            "accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}},
+        }}}},
+    ]);
+
     let mut rule = Rule::new("conme-pods");
     for (pod, words) in &harmful {
         for (plural, object) in with_pods(pod) {
             rule = rule.refuses(Who::Mallory, Act::Create(at(NS, plural, ""), object), words);
+        }
+    }
+    // In templates; of the pods themselves the level `restricted` sees it as well.
+    for volume in [
+        json!({"name": "theirs", "nfs": {"server": "198.51.100.9", "path": "/"}}),
+        json!({"name": "theirs", "hostPath": {"path": "/"}}),
+    ] {
+        let mut pod = pod();
+        pod["spec"]["volumes"] = json!([{"name": "own", "emptyDir": {}}, volume]);
+        for (plural, object) in with_pods(&pod).into_iter().skip(1) {
+            rule =
+                rule.refuses(Who::Mallory, Act::Create(at(NS, plural, ""), object), "pods may mount claims");
         }
     }
     // With a mark of Con.Me in the template; on the pod itself `conme-marks` sees it.
@@ -1766,7 +1803,7 @@ async fn furnish(world: &World) -> Result<()> {
             "pol-nora",
             json!({"kind": "User", "name": "nora"}),
             json!([
-                rule("", &["namespaces", "namespaces/status"], &write),
+                rule("", &["namespaces", "namespaces/status", "namespaces/finalize"], &write),
                 rule(
                     "apiextensions.k8s.io",
                     &["customresourcedefinitions", "customresourcedefinitions/status"],

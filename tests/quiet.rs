@@ -202,10 +202,11 @@ async fn the_way_there_took_few_writes(
         *told.entry(entry.object().1).or_default() += 1;
     }
     assert_eq!(told.len(), MEMBERS, "each of them was told of");
-    // In progress, Ready, Available: three each, and one more where a slow machine lets databases become ready one
-    // after the other. The target of the benchmark is lower; here only a loop would be found.
-    assert!(status.len() <= 4 * MEMBERS, "{} writes of status: {told:?}", status.len());
-    let most = objects + objects / 10 + 3 * MEMBERS;
+    // Two each is the target of the benchmark (Ready, Available), and one more with databases, which come later. On a slow
+    // machine databases become ready one after the other, and pods take longer than figures are put off: half of them
+    // again. Each pass that writes a status of its own would take more.
+    assert!(2 * status.len() <= 7 * MEMBERS, "{} writes of status: {told:?}", status.len());
+    let most = objects + objects / 10 + 2 * MEMBERS;
     assert!(rest.len() >= objects, "the record of calls is complete: {} of {objects}", rest.len());
     assert!(rest.len() + status.len() <= most, "{} + {} writes, at most {most}", rest.len(), status.len());
     let names: BTreeSet<String> = data_centre

@@ -14,7 +14,7 @@ use std::{
 };
 
 use anyhow::{Result, bail, ensure};
-use conme_api::{Comune, DataCenter, DatabaseServer, DatabaseStatus, keys, reasons};
+use conme_api::{Comune, DatabaseStatus, keys, reasons};
 use conme_blueprint::Kind;
 use conme_stories::{Credentials, DataCentre, condition, entity, eventually};
 use conme_testbed::{
@@ -23,7 +23,7 @@ use conme_testbed::{
 };
 use jiff::Timestamp;
 use kube::{
-    Api, ResourceExt,
+    ResourceExt,
     api::{DeleteParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
@@ -54,16 +54,6 @@ fn told(comune: &Comune) -> &DatabaseStatus {
 fn generation(comune: &Comune) -> u32 {
     let database = comune.status.as_ref().and_then(|status| status.databases.first());
     database.and_then(|told| told.credential.as_ref()).map_or(0, |credential| credential.generation)
-}
-
-/// Changes the list of database servers of the data centre.
-async fn edit_servers(data_centre: &DataCentre, edit: impl FnOnce(&mut Vec<DatabaseServer>)) -> Result<()> {
-    let api: Api<DataCenter> = Api::all(data_centre.client());
-    let mut servers = api.get("venis").await?.spec.database_servers;
-    edit(&mut servers);
-    let patch = json!({"spec": {"databaseServers": servers}});
-    api.patch("venis", &PatchParams::default(), &Patch::Merge(patch)).await?;
-    Ok(())
 }
 
 async fn annotate(data_centre: &DataCentre, comune: &str, value: &str) -> Result<()> {
@@ -147,7 +137,7 @@ async fn deployment(data_centre: &DataCentre, name: &str) -> Result<(Value, i64)
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rotation_under_load_shuts_nobody_out_although_the_operator_is_killed() -> Result<()> {
     let data_centre = Arc::new(DataCentre::own("rot-load", &["--recheck-seconds", "2"]).await?);
-    edit_servers(&data_centre, |servers| servers[0].credential_overlap = "6s".into()).await?;
+    data_centre.edit_servers(|servers| servers[0].credential_overlap = "6s".into()).await?;
     data_centre.two_templates("rot").await?;
     let mut wants = spec("Uno", 903_001, database(json!({})));
     wants["services"] = json!([
@@ -220,13 +210,14 @@ async fn a_rotation_under_load_shuts_nobody_out_although_the_operator_is_killed(
     assert_eq!(told(&comune).credential.as_ref().unwrap().login, "rot_uno__dati__app");
 
     // By age.
-    edit_servers(&data_centre, |servers| {
-        servers[0].credential_overlap = "3s".into();
-        servers[0].credential_max_age = Some("5s".into());
-    })
-    .await?;
+    data_centre
+        .edit_servers(|servers| {
+            servers[0].credential_overlap = "3s".into();
+            servers[0].credential_max_age = Some("5s".into());
+        })
+        .await?;
     data_centre.comune_where("rot-uno", "rotated by age", |comune| generation(comune) >= 4).await?;
-    edit_servers(&data_centre, |servers| servers[0].credential_max_age = None).await?;
+    data_centre.edit_servers(|servers| servers[0].credential_max_age = None).await?;
 
     let batches = load.stop().await?;
     assert!(batches > 10, "only {batches} batches");
@@ -293,7 +284,7 @@ async fn rule_3_a_server_may_move_but_its_data_does_not() -> Result<()> {
     // The server gets another address: Secret and network policy follow, and the data is found.
     let server = data_centre.instance().databases()?.remove(0);
     let port = forwarder(server.host.clone(), server.port).await?;
-    edit_servers(&data_centre, |servers| servers[0].port = port).await?;
+    data_centre.edit_servers(|servers| servers[0].port = port).await?;
     eventually("the Secret follows", || async {
         let now = Credentials::of(&data_centre, "rot-muove-produzione", "dati").await?;
         Ok(now.get("port") == port.to_string() && now.get("uri").contains(&format!(":{port}/")))

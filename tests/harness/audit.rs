@@ -21,6 +21,7 @@ pub struct Entry {
     object_ref: Option<ObjectRef>,
     response_status: Option<ResponseStatus>,
     request_received_timestamp: Timestamp,
+    stage_timestamp: Timestamp,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -51,6 +52,11 @@ impl Entry {
     /// When the call came in.
     pub fn at(&self) -> Timestamp {
         self.request_received_timestamp
+    }
+
+    /// When it was answered; for a watch, when it began.
+    pub fn answered(&self) -> Timestamp {
+        self.stage_timestamp
     }
 
     /// Resource, with the subresource after a slash.

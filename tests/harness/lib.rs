@@ -6,8 +6,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod audit;
+pub mod load;
+mod mariadb;
 mod operator;
 mod postgres;
+pub mod proxy;
+pub mod wire;
 
 use std::{
     future::Future,
@@ -18,7 +22,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 pub use audit::{Entry, audit_entries, operator_writes};
-use conme_api::{Comune, keys};
+use conme_api::{Comune, DataCenter, DatabaseServer, keys};
 use conme_testbed::{
     Dirs, Ephemeral, Instance, Options, Progress,
     install::{Installation, install},
@@ -28,7 +32,8 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams},
     config::{AuthInfo, KubeConfigOptions, Kubeconfig},
 };
-pub use operator::{Metrics, at_rest, http_get};
+pub use mariadb::{mariadb_administrator, mariadb_login};
+pub use operator::{Metrics, SECOND, at_rest, http_get, leads};
 pub use postgres::{Credentials, Login};
 use serde_json::{Value, json};
 
@@ -212,6 +217,19 @@ impl DataCentre {
             [template("pagina", json!([]), json!([])), template("portale", bound, json!(["postgresql"]))];
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         conme_testbed::install::apply(self.instance(), &list).await?;
+        Ok(())
+    }
+
+    /// Changes the list of database servers of the data centre.
+    ///
+    /// # Errors
+    /// What the API server answers.
+    pub async fn edit_servers(&self, edit: impl FnOnce(&mut Vec<DatabaseServer>)) -> Result<()> {
+        let api: Api<DataCenter> = Api::all(self.client());
+        let mut servers = api.get("venis").await?.spec.database_servers;
+        edit(&mut servers);
+        let patch = json!({"spec": {"databaseServers": servers}});
+        api.patch("venis", &PatchParams::default(), &Patch::Merge(patch)).await?;
         Ok(())
     }
 

@@ -3,17 +3,21 @@
 use std::{
     cell::Cell,
     collections::BTreeMap,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use conme_testbed::install::{OPERATOR, operator_url};
+use conme_testbed::{
+    CommandSpec,
+    install::{NAMESPACE, OPERATOR, operator_url},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
 };
 
-use crate::{DataCentre, eventually};
+use crate::{DataCentre, eventually, installation};
 
 /// Status code and body of a plain HTTP request to an address such as `http://127.0.0.1:8080`.
 ///
@@ -95,7 +99,36 @@ impl Metrics {
     }
 }
 
+/// Name of an operator beside the first.
+pub const SECOND: &str = "conme-operator-2";
+
+/// Whether an operator at an address says that it leads; None when it does not answer.
+pub async fn leads(url: &str) -> Option<bool> {
+    let (_, text) = http_get(url, "/metrics").await.ok()?;
+    Some(Metrics::parse(&text).ok()?.sum("leader_election_master_status", &[]) == 1.0)
+}
+
 impl DataCentre {
+    /// Starts a second operator beside the first; returns where it answers, once it is ready.
+    ///
+    /// # Errors
+    /// When it has not been built, or does not get ready.
+    pub async fn start_second_operator(&self, kubeconfig: &Path) -> Result<String> {
+        let instance = self.instance();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let second = format!("http://127.0.0.1:{port}");
+        let command = CommandSpec::new(installation()?.operator, instance.dir())
+            .args(["run", "--namespace", NAMESPACE, "--identity", SECOND, "--listen"])
+            .args([format!("127.0.0.1:{port}")])
+            .env("KUBECONFIG", kubeconfig.to_string_lossy());
+        instance.start(SECOND, command).await?;
+        eventually("the second is ready", || async {
+            Ok(http_get(&second, "/readyz").await.is_ok_and(|(code, _)| code == 200))
+        })
+        .await?;
+        Ok(second)
+    }
+
     /// The metrics of the operator.
     ///
     /// # Errors

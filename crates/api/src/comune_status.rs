@@ -65,6 +65,11 @@ pub struct DeletionStatus {
     /// Nothing is deleted before this time (RFC 3339).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub delete_after: Option<String>,
+    /// Seconds of the grace period that operators have seen pass, by clocks that do not jump; told in steps. Nothing is
+    /// deleted before all of it has passed by this count, too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub seen_seconds: Option<i64>,
 }
 
 /// Figures for the columns of `kubectl get`.

@@ -17,7 +17,7 @@ pub const PROMISED: [&str; 3] = ["cpu", "memory", "storage"];
 pub type Amounts = BTreeMap<String, Amount>;
 
 /// What a Comune asks for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Its name.
     pub name: String,
@@ -37,6 +37,11 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// The decision on a request where there is room for all that everybody asks for.
+    pub fn of_plenty(request: &Request) -> Self {
+        Self { granted: Some(request.wanted.clone()), missing: Amounts::new() }
+    }
+
     /// What is missing, in words.
     pub fn missing_in_words(&self) -> String {
         let parts: Vec<String> = self

@@ -18,6 +18,9 @@ use crate::{
     report,
 };
 
+/// Parts of a grace period after each of which it is told how much has passed.
+const GRACE_STEPS: i32 = 72;
+
 /// What is known beside the Comune itself when its end is decided on.
 #[derive(Clone, Copy, Debug)]
 pub struct Circumstances {
@@ -27,7 +30,7 @@ pub struct Circumstances {
     pub grace: SignedDuration,
     /// How long this process has known of this very confirmation, by a clock that does not jump.
     pub known_for: SignedDuration,
-    /// What was left of the grace period when this process first knew of it.
+    /// What was left of the grace period when this process first knew of it, as [`grace_left`] says.
     pub left_then: SignedDuration,
 }
 
@@ -113,7 +116,7 @@ pub fn held_by_others(comune: &Comune) -> Option<Told> {
         deletion: DeletionStatus {
             requested_at: report::rfc3339(requested.0),
             confirmed_at: None,
-            delete_after: None,
+            ..DeletionStatus::default()
         },
         is_deleting: false,
         reason: reasons::WAITING,
@@ -146,7 +149,7 @@ pub fn departure(
     let requested = comune.metadata.deletion_timestamp.as_ref().map_or(now, |time| time.0);
     let before = comune.status.as_ref().and_then(|status| status.deletion.clone());
     let mut deletion =
-        DeletionStatus { requested_at: report::rfc3339(requested), confirmed_at: None, delete_after: None };
+        DeletionStatus { requested_at: report::rfc3339(requested), ..DeletionStatus::default() };
     let hold =
         |deletion, reason, message| Departure::Hold(Told { deletion, is_deleting: false, reason, message });
     if comune.spec.paused {
@@ -178,7 +181,7 @@ pub fn departure(
         return hold(deletion, reasons::CONFIRMATION_MISSING, message);
     }
     // Counted from the first look at this confirmation and never counted anew: a restart goes on.
-    let parsed = |text: &Option<String>| text.as_ref().and_then(|text| text.parse::<Timestamp>().ok());
+    let seen_before = before.as_ref().and_then(|before| before.seen_seconds);
     let known = before.filter(|before| parsed(&before.delete_after).is_some());
     let (confirmed_at, delete_after) = match known {
         Some(known) => (known.confirmed_at, known.delete_after),
@@ -190,6 +193,8 @@ pub fn departure(
     deletion.confirmed_at = confirmed_at;
     deletion.delete_after = delete_after.clone();
     let end = parsed(&delete_after).unwrap_or(Timestamp::MAX);
+    let seen = seen(&deletion, circumstances);
+    deletion.seen_seconds = Some(seen_before.unwrap_or_default().max(seen.as_secs()));
     if now < end || circumstances.known_for < circumstances.left_then {
         let message = format!(
             "{} will be deleted after {}. To stop it: kubectl annotate comune {name} {}-. {keep}",
@@ -206,11 +211,38 @@ pub fn departure(
     Departure::CleanUp(Told { deletion, is_deleting: true, reason: reasons::CLEANING_UP, message })
 }
 
-/// How much of the grace period is left by the wall clock; never more than all of it.
-pub fn grace_left(deletion: &DeletionStatus, grace: SignedDuration, now: Timestamp) -> SignedDuration {
-    let end = deletion.delete_after.as_ref().and_then(|text| text.parse::<Timestamp>().ok());
-    let left = end.map_or(grace, |end| end.duration_since(now));
-    left.clamp(SignedDuration::ZERO, grace.max(SignedDuration::ZERO))
+fn parsed(text: &Option<String>) -> Option<Timestamp> {
+    text.as_ref().and_then(|text| text.parse().ok())
+}
+
+/// All of a grace period, as it was when it began. Both ends are of the same clock at the same moment, right or wrong.
+fn whole(deletion: &DeletionStatus) -> Option<SignedDuration> {
+    let whole = parsed(&deletion.delete_after)?.duration_since(parsed(&deletion.confirmed_at)?);
+    Some(whole.max(SignedDuration::ZERO))
+}
+
+/// How often it is told what has been seen of a grace period: a restart makes it longer by less than this.
+pub fn grace_step(grace: SignedDuration) -> SignedDuration {
+    (grace / GRACE_STEPS).max(SignedDuration::from_secs(1))
+}
+
+/// What operators have seen of a grace period, in steps.
+fn seen(deletion: &DeletionStatus, circumstances: &Circumstances) -> SignedDuration {
+    let whole = whole(deletion).unwrap_or(circumstances.grace);
+    let seen = whole.saturating_sub(circumstances.left_then).saturating_add(circumstances.known_for);
+    if seen >= whole {
+        return whole;
+    }
+    let step = grace_step(whole).as_secs();
+    SignedDuration::from_secs(seen.as_secs() / step * step)
+}
+
+/// How much of the grace period no operator has seen pass yet; never more than all of it. Which time it is has no part in
+/// this: a clock that jumps while no operator runs would shorten it.
+pub fn grace_left(deletion: &DeletionStatus, grace: SignedDuration) -> SignedDuration {
+    let whole = whole(deletion).unwrap_or(grace).max(SignedDuration::ZERO);
+    let seen = SignedDuration::from_secs(deletion.seen_seconds.unwrap_or_default());
+    whole.saturating_sub(seen).clamp(SignedDuration::ZERO, whole)
 }
 
 /// What a confirmed deletion of a Comune takes, and what it leaves.

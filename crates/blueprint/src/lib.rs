@@ -28,7 +28,7 @@ mod validate;
 
 pub use child::{ChildRef, Desired};
 pub use departure::{
-    Circumstances, Departure, Estate, Told, departure, estate, finalizers_to_write, grace_left,
+    Circumstances, Departure, Estate, Told, departure, estate, finalizers_to_write, grace_left, grace_step,
     held_by_others, holds_finalizer, is_departing, plan_departure, tell_departure, without_finalizer,
 };
 pub use kind::{Kind, Wave};

@@ -3,7 +3,10 @@
 //! A plain synchronous index. It is fed one Comune at a time and answers questions about any of them, so that the
 //! plan of one Comune never has to look at all the others.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use conme_api::{Comune, DataCenter, keys};
 use jiff::Timestamp;
@@ -11,7 +14,7 @@ use kube::ResourceExt;
 
 use crate::{
     amount::Amount,
-    capacity::{Decision, Request, decide, reserve_respecting_capacity},
+    capacity::{Amounts, Decision, PROMISED, Request, decide, reserve_respecting_capacity},
     names,
     plan::NamespaceSeen,
     validate::{totals_in_force, totals_of},
@@ -53,7 +56,9 @@ struct Remembered {
 struct Entry {
     seniority: Seniority,
     claims: BTreeSet<Claim>,
-    comune: Comune,
+    comune: Arc<Comune>,
+    /// What it asks of the data centre. None: there is none, or its totals are not known.
+    request: Option<Request>,
 }
 
 /// Every Comune's claims and the decision on its admission.
@@ -61,16 +66,27 @@ struct Entry {
 pub struct Register {
     entries: BTreeMap<String, Entry>,
     holders: HashMap<Claim, BTreeSet<String>>,
+    /// Decided for all at once, and only while the data centre has not room for all.
     decisions: BTreeMap<String, Decision>,
     /// By namespace.
     remembered: BTreeMap<String, Remembered>,
     data_center: Option<DataCenter>,
+    capacity: Amounts,
+    /// The sum of what all ask for, of what is promised.
+    wanted: Amounts,
     stale: bool,
 }
 
 impl Register {
     /// Takes note of a Comune as it is now. Returns the names of the Comuni whose claims this touches.
     pub fn put(&mut self, comune: &Comune) -> BTreeSet<String> {
+        let mut comune = comune.clone();
+        comune.metadata.managed_fields = None;
+        self.put_shared(Arc::new(comune))
+    }
+
+    /// As [`Register::put`], of one that is kept elsewhere, too.
+    pub fn put_shared(&mut self, comune: Arc<Comune>) -> BTreeSet<String> {
         let name = comune.name_any();
         let seniority = Seniority {
             admitted: comune
@@ -78,18 +94,19 @@ impl Register {
                 .as_ref()
                 .and_then(|status| status.seniority.as_ref())
                 .and_then(|text| text.parse().ok())
-                .or_else(|| self.remembered(comune)),
+                .or_else(|| self.remembered(&comune)),
             created: comune.metadata.creation_timestamp.as_ref().map(|time| time.0),
             name: name.clone(),
         };
-        let claims = claims(comune, self.data_center.as_ref());
-        if let Some(entry) = self.entries.get_mut(&name)
+        let claims = claims(&comune, self.data_center.as_ref());
+        let request =
+            self.data_center.as_ref().and_then(|data_center| request(&comune, &seniority, data_center));
+        if let Some(entry) = self.entries.get(&name)
             && entry.comune.spec == comune.spec
             && entry.seniority == seniority
             && entry.claims == claims
         {
-            self.stale |= totals_in_force(&entry.comune) != totals_in_force(comune);
-            entry.comune.status = comune.status.clone();
+            self.enter(name, Entry { seniority, claims, comune, request });
             return BTreeSet::new();
         }
         let mut touched = self.withdraw(&name);
@@ -98,12 +115,36 @@ impl Register {
             touched.extend(holders.iter().cloned());
             holders.insert(name.clone());
         }
-        let mut comune = comune.clone();
-        comune.metadata.managed_fields = None;
-        self.entries.insert(name.clone(), Entry { seniority, claims, comune });
-        self.stale = true;
         touched.remove(&name);
+        self.enter(name, Entry { seniority, claims, comune, request });
         touched
+    }
+
+    fn enter(&mut self, name: String, entry: Entry) {
+        if let Some(request) = &entry.request {
+            for resource in PROMISED {
+                *self.wanted.entry(resource.to_owned()).or_default() += of(&request.wanted, resource);
+            }
+        }
+        let changed = self
+            .entries
+            .get(&name)
+            .is_none_or(|before| before.request != entry.request || before.seniority != entry.seniority);
+        self.leave(&name);
+        self.stale |= changed;
+        self.entries.insert(name, entry);
+    }
+
+    fn leave(&mut self, name: &str) {
+        let Some(request) = self.entries.remove(name).and_then(|entry| entry.request) else { return };
+        for (resource, sum) in &mut self.wanted {
+            *sum = sum.saturating_sub(of(&request.wanted, resource));
+        }
+    }
+
+    /// Whether the data centre has room for all that everybody asks for. Then each gets it, whatever the others do.
+    fn has_room_for_all(&self) -> bool {
+        PROMISED.iter().all(|resource| of(&self.wanted, resource) <= of(&self.capacity, resource))
     }
 
     /// Takes note of a namespace as it is now, None when it is gone. Returns the Comuni whose place among the others has
@@ -119,10 +160,17 @@ impl Register {
         let mut touched = BTreeSet::new();
         for comune in comuni {
             if let Some(comune) = self.entries.get(&comune).map(|entry| entry.comune.clone()) {
-                touched.extend(self.put(&comune));
+                touched.extend(self.put_shared(comune));
             }
         }
         touched
+    }
+
+    /// The time for a first admission now: no earlier than any that is known, also when the clock was set back, because
+    /// whoever came first would lose what it holds to whoever came later.
+    pub fn admission(&self, now: Timestamp) -> Timestamp {
+        let known = self.entries.values().filter_map(|entry| entry.seniority.admitted);
+        known.max().map_or(now, |latest| latest.max(now))
     }
 
     /// The first admission of a Comune, as its own namespaces remember it: one that is applied again, or was restored
@@ -137,19 +185,22 @@ impl Register {
     /// Forgets a Comune. Returns the names of the Comuni whose claims this touches.
     pub fn remove(&mut self, name: &str) -> BTreeSet<String> {
         let touched = self.withdraw(name);
-        self.entries.remove(name);
+        self.leave(name);
         self.stale = true;
         touched
     }
 
     /// Takes note of the data centre that the admissions are decided with.
     pub fn set_data_center(&mut self, data_center: Option<DataCenter>) {
+        self.capacity =
+            data_center.as_ref().map(|known| reserve_respecting_capacity(&known.spec)).unwrap_or_default();
         self.data_center = data_center;
-        let comuni: Vec<Comune> = self.entries.values().map(|entry| entry.comune.clone()).collect();
+        let comuni: Vec<Arc<Comune>> = self.entries.values().map(|entry| entry.comune.clone()).collect();
         self.entries.clear();
         self.holders.clear();
-        for comune in &comuni {
-            self.put(comune);
+        self.wanted.clear();
+        for comune in comuni {
+            self.put_shared(comune);
         }
         self.stale = true;
     }
@@ -185,15 +236,22 @@ impl Register {
 
     /// Comuni that wait for room in the data centre.
     pub fn waiting_for_room(&mut self) -> Vec<String> {
+        if self.has_room_for_all() {
+            return Vec::new();
+        }
         self.refresh();
         let waiting = self.decisions.iter().filter(|(_, decision)| !decision.missing.is_empty());
         waiting.map(|(name, _)| name.clone()).collect()
     }
 
     /// The decision on a Comune's admission. None: there is no data centre, or its totals are not known.
-    pub fn decision(&mut self, name: &str) -> Option<&Decision> {
+    pub fn decision(&mut self, name: &str) -> Option<Decision> {
+        if self.has_room_for_all() {
+            let request = self.entries.get(name)?.request.as_ref()?;
+            return Some(Decision::of_plenty(request));
+        }
         self.refresh();
-        self.decisions.get(name)
+        self.decisions.get(name).cloned()
     }
 
     /// Sum of what has been promised, by resource, and the numbers of admitted and known Comuni.
@@ -201,12 +259,10 @@ impl Register {
         self.refresh();
         let mut sum = BTreeMap::new();
         let mut admitted = 0;
-        for decision in self.decisions.values() {
-            if let Some(granted) = &decision.granted {
-                admitted += 1;
-                for (resource, amount) in granted {
-                    *sum.entry(resource.clone()).or_default() += *amount;
-                }
+        for granted in self.decisions.values().filter_map(|decision| decision.granted.as_ref()) {
+            admitted += 1;
+            for (resource, amount) in granted {
+                *sum.entry(resource.clone()).or_default() += *amount;
             }
         }
         (sum, admitted, self.entries.len())
@@ -239,30 +295,34 @@ impl Register {
     }
 
     fn refresh(&mut self) {
-        if !std::mem::take(&mut self.stale) {
-            return;
+        if std::mem::take(&mut self.stale) {
+            self.decisions = self.decide_for_all();
         }
-        self.decisions.clear();
-        let Some(data_center) = &self.data_center else { return };
+    }
+
+    fn decide_for_all(&self) -> BTreeMap<String, Decision> {
         let mut entries: Vec<&Entry> = self.entries.values().collect();
         entries.sort_by(|a, b| a.seniority.key().cmp(&b.seniority.key()));
-        let requests: Vec<Request> = entries
-            .iter()
-            .filter_map(|entry| {
-                let admitted = entry.seniority.admitted.is_some();
-                let in_force = totals_in_force(&entry.comune).filter(|_| admitted);
-                // While its size cannot be told, what was promised to it stays promised.
-                let wanted = match totals_of(&entry.comune.spec, data_center) {
-                    Ok((_, wanted)) => wanted,
-                    Err(_) => in_force.clone()?,
-                };
-                let granted = admitted.then(|| in_force.unwrap_or_else(|| wanted.clone()));
-                Some(Request { name: entry.seniority.name.clone(), wanted, granted })
-            })
-            .collect();
-        let capacity = reserve_respecting_capacity(&data_center.spec);
-        self.decisions = decide(&capacity, &requests);
+        let requests: Vec<Request> = entries.iter().filter_map(|entry| entry.request.clone()).collect();
+        decide(&self.capacity, &requests)
     }
+}
+
+fn of(amounts: &Amounts, resource: &str) -> Amount {
+    amounts.get(resource).copied().unwrap_or_default()
+}
+
+/// What a Comune asks of the data centre.
+fn request(comune: &Comune, seniority: &Seniority, data_center: &DataCenter) -> Option<Request> {
+    let admitted = seniority.admitted.is_some();
+    let in_force = totals_in_force(comune).filter(|_| admitted);
+    // While its size cannot be told, what was promised to it stays promised.
+    let wanted = match totals_of(&comune.spec, data_center) {
+        Ok((_, wanted)) => wanted,
+        Err(_) => in_force.clone()?,
+    };
+    let granted = admitted.then(|| in_force.unwrap_or_else(|| wanted.clone()));
+    Some(Request { name: seniority.name.clone(), wanted, granted })
 }
 
 fn remembered_by(seen: &NamespaceSeen) -> Option<Remembered> {
@@ -299,6 +359,7 @@ fn claims(comune: &Comune, data_center: Option<&DataCenter>) -> BTreeSet<Claim> 
 mod tests {
     use super::*;
     use crate::fixtures::{comune, data_center};
+    use serde_json::json;
 
     fn created(name: &str, second: i64, edit: impl FnOnce(&mut Comune)) -> Comune {
         let mut comune = comune(name);
@@ -325,6 +386,19 @@ mod tests {
         assert_eq!(register.senior_holder("beta", &claim), Some("alfa"));
         register.remove("alfa");
         assert_eq!(register.senior_holder("beta", &claim), None);
+    }
+
+    #[test]
+    fn who_comes_while_the_clock_is_set_back_comes_after_those_who_are_there() {
+        let at = |text: &str| text.parse::<Timestamp>().unwrap();
+        let mut register = Register::default();
+        assert_eq!(register.admission(at("2026-05-01T00:00:00Z")), at("2026-05-01T00:00:00Z"));
+        register.put(&created("alfa", 1, |_| {}));
+        register.put(&created("beta", 2, |c| {
+            c.status.get_or_insert_default().seniority = Some("2026-05-01T00:00:00Z".into());
+        }));
+        assert_eq!(register.admission(at("2026-01-01T00:00:00Z")), at("2026-05-01T00:00:00Z"));
+        assert_eq!(register.admission(at("2026-06-01T00:00:00Z")), at("2026-06-01T00:00:00Z"));
     }
 
     #[test]
@@ -382,5 +456,59 @@ mod tests {
         register.set_data_center(Some(data_center()));
         assert!(register.decision("dolo").unwrap().granted.is_some());
         assert_eq!(register.committed().1, 1);
+    }
+
+    #[test]
+    fn the_short_way_of_a_data_centre_with_room_for_all_decides_as_the_long_one() {
+        let mut register = Register::default();
+        register.set_data_center(Some(data_center()));
+        let mut scarce = 0;
+        let mut check = |register: &mut Register| {
+            let in_full = register.decide_for_all();
+            scarce += usize::from(!register.has_room_for_all());
+            for name in register.names().map(str::to_owned).collect::<Vec<_>>() {
+                assert_eq!(register.decision(&name).as_ref(), in_full.get(&name), "{name}");
+            }
+            let waiting = in_full.iter().filter(|(_, decision)| !decision.missing.is_empty());
+            assert_eq!(
+                register.waiting_for_room(),
+                waiting.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+            );
+        };
+        let capacity = reserve_respecting_capacity(&data_center().spec);
+        let third = capacity["cpu"].whole() / 3;
+        let large = |c: &mut Comune| {
+            c.spec.quota =
+                Some(serde_json::from_value(json!({"cpu": third.to_string(), "memory": "1Gi"})).unwrap());
+        };
+        for number in 0..5 {
+            register.put(&created(&format!("c{number}"), number, large));
+            check(&mut register);
+        }
+        // Admitted, with less in force than it wants; of unknown size; gone.
+        register.put(&created("c0", 0, |c| {
+            large(c);
+            let status = c.status.get_or_insert_default();
+            status.seniority = Some("2026-01-01T00:00:00Z".into());
+            status.quota = Some(
+                serde_json::from_value(
+                    json!({"limit": {"cpu": "1", "memory": "1Gi"}, "used": {}, "overLimit": []}),
+                )
+                .unwrap(),
+            );
+        }));
+        check(&mut register);
+        register.put(&created("c1", 1, |c| c.spec.tier = Some("unknown".into())));
+        check(&mut register);
+        register.set_data_center(None);
+        check(&mut register);
+        register.set_data_center(Some(data_center()));
+        for number in 0..5 {
+            check(&mut register);
+            register.remove(&format!("c{number}"));
+        }
+        check(&mut register);
+        assert!((2..12).contains(&scarce), "both ways were gone: {scarce}");
+        assert!(register.wanted.values().all(|sum| *sum == Amount::ZERO), "{:?}", register.wanted);
     }
 }

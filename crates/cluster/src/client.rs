@@ -6,12 +6,25 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kube::{Client, Config};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::{
+    client::legacy::{self, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use kube::{
+    Client, Config,
+    client::{ClientBuilder, ConfigExt},
+};
+use tower::{BoxError, ServiceBuilder};
 
 use crate::lease::Leadership;
 
 /// The longest that one call may take.
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// How much longer than a watch lasts a connection may be silent. Longer than the five seconds after which kube's
+/// watcher asks for a silent watch again, which loses less.
+pub const SILENCE: Duration = Duration::from_secs(10);
 
 /// What a caller wants to know of every call.
 pub trait Metrics: Send + Sync {
@@ -69,14 +82,41 @@ impl Calls {
     }
 }
 
-/// A client that never waits in silence: no hidden retries; whoever calls decides what to do next.
+/// The longest that a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A client that never waits in silence: no hidden retries; whoever calls decides what to do next. Each call under way
+/// has a connection of its own. `watch` is the time after which the API server ends a watch; a connection on which
+/// nothing has come for [`SILENCE`] longer is given up.
 ///
 /// # Errors
 /// When the configuration cannot be used, such as certificates that do not parse.
-pub fn bounded_client(mut config: Config) -> kube::Result<Client> {
+pub fn bounded_client(mut config: Config, watch: Duration) -> kube::Result<Client> {
     config.default_retry = false;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    Client::try_from(config)
+    config.connect_timeout = Some(CONNECT_TIMEOUT);
+    // Also of a list, and of the first answer to a watch, which nothing else limits.
+    config.read_timeout = Some(watch + SILENCE);
+    if config.proxy_url.is_some() {
+        return Client::try_from(config);
+    }
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    // The first request on a connection follows the end of the TLS handshake: held back until that is acknowledged, it
+    // would wait for 40 ms.
+    connector.set_nodelay(true);
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(connector)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_read_timeout(config.read_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let client: legacy::Client<_, kube::client::Body> =
+        legacy::Builder::new(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(client);
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
 /// An error of the API server in words, without the repetitions that the API adds.

@@ -86,8 +86,6 @@ impl Executor {
     }
 
     async fn act<'a>(&self, action: &'a Action) -> (&'a Action, kube::Result<()>) {
-        // A closed semaphore cannot happen: it is never closed.
-        let _slot = self.slots.acquire().await;
         let result = match action {
             Action::Apply { desired, uid, repair: _ } => {
                 let mut body = desired.body.clone();
@@ -128,7 +126,7 @@ impl Executor {
     /// # Errors
     /// What the API server answers.
     pub async fn read(&self, at: &ChildRef) -> kube::Result<Option<Value>> {
-        let read = || async { self.calls.make("GET", self.api(at).get_opt(&at.name)).await };
+        let read = || async { self.call("GET", self.api(at).get_opt(&at.name)).await };
         Ok(self.patient(at, read).await?.map(|object| to_value(at.kind, object)))
     }
 
@@ -216,7 +214,7 @@ impl Executor {
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(serde_json::to_vec(body).map_err(kube::Error::SerdeError)?)
             .map_err(kube::Error::HttpError)?;
-        let created = self.calls.make("POST", self.client.request::<DynamicObject>(request)).await?;
+        let created = self.call("POST", self.client.request::<DynamicObject>(request)).await?;
         Ok(to_value(at.kind, created))
     }
 
@@ -227,8 +225,7 @@ impl Executor {
             field_validation: Some(ValidationDirective::Strict),
             dry_run: false,
         };
-        let object =
-            self.calls.make("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
+        let object = self.call("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
         Ok(to_value(at.kind, object))
     }
 
@@ -237,7 +234,7 @@ impl Executor {
             PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.api(at);
         let patch = Patch::Merge(body);
-        self.calls.make("PATCH", api.patch(&at.name, &params, &patch)).await.map(|_| ())
+        self.call("PATCH", api.patch(&at.name, &params, &patch)).await.map(|_| ())
     }
 
     async fn take_over(&self, at: &ChildRef, object: &Value) -> kube::Result<()> {
@@ -251,7 +248,7 @@ impl Executor {
             PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.api(at);
         let patch = Patch::<Value>::Json(operations);
-        match self.calls.make("PATCH", api.patch(&at.name, &params, &patch)).await {
+        match self.call("PATCH", api.patch(&at.name, &params, &patch)).await {
             Ok(_) => Ok(()),
             // Somebody was faster: the caller applies again and looks at what there is then.
             Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => Ok(()),
@@ -267,7 +264,7 @@ impl Executor {
         };
         let deleted = self
             .patient(at, || async {
-                self.calls.make("DELETE", self.api(at).delete(&at.name, &params)).await.map(|_| ())
+                self.call("DELETE", self.api(at).delete(&at.name, &params)).await.map(|_| ())
             })
             .await;
         match deleted {
@@ -306,6 +303,17 @@ impl Executor {
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(Duration::from_millis(800));
         }
+    }
+
+    /// Makes one call when there is a slot for it. Between two attempts of [`Self::patient`] none is taken.
+    async fn call<T>(
+        &self,
+        method: &'static str,
+        call: impl Future<Output = kube::Result<T>>,
+    ) -> kube::Result<T> {
+        // A closed semaphore cannot happen: it is never closed.
+        let _slot = self.slots.acquire().await;
+        self.calls.make(method, call).await
     }
 
     fn api(&self, at: &ChildRef) -> Api<DynamicObject> {

@@ -4,14 +4,16 @@
 //! itself, and a few figures. A child that has been checked against what should be is remembered by its digest:
 //! whatever anybody changes afterwards changes the digest, whoever they claim to be.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
 
 use conme_api::keys;
-use conme_blueprint::{
-    ChildRef, ChildSeen, ChildState, Kind, NamespaceSeen, Observed, PodsSeen, amount::Amount, child,
-    quota::QuotaSeen,
-};
+use conme_blueprint::{ChildRef, ChildSeen, ChildState, Kind, NamespaceSeen, Observed, PodsSeen, child};
 use serde_json::Value;
+
+use crate::compact::{At, Pairs, Pool, Quota, Shelf, Stored, Token};
 
 /// What an event has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -28,8 +30,8 @@ pub struct Touched {
 
 #[derive(Debug)]
 struct Record {
-    uid: String,
-    applied: String,
+    uid: Token,
+    applied: Token,
     version: u64,
     digest: [u8; 16],
     foreign: bool,
@@ -39,23 +41,54 @@ struct Record {
 
 #[derive(Debug)]
 enum Check {
-    /// The digest that was found to be as it should be.
-    Passed([u8; 16]),
+    /// As it is by its digest, it is as it should be.
+    Passed,
     /// Not checked since the start: the stripped object.
-    Pending(Box<str>),
+    Pending(Stored),
     /// Changed since it was checked.
     Failed,
+}
+
+/// A namespace, as small as possible.
+#[derive(Debug, PartialEq)]
+struct Namespace {
+    uid: Token,
+    labels: Pairs,
+    annotations: Pairs,
+    terminating: bool,
+}
+
+impl Namespace {
+    fn seen(&self) -> NamespaceSeen {
+        NamespaceSeen {
+            uid: self.uid.to_string(),
+            labels: self.labels.to_map(),
+            annotations: self.annotations.to_map(),
+            terminating: self.terminating,
+        }
+    }
+
+    /// The Comune that the operator made it for. None: it is not the operator's.
+    fn maker(&self) -> Option<&str> {
+        self.labels.get(keys::MANAGED_BY).filter(|by| *by == keys::MANAGER)?;
+        self.labels.get(keys::COMUNE)
+    }
 }
 
 /// What is known of every child.
 #[derive(Default)]
 pub struct Index {
-    children: HashMap<String, BTreeMap<ChildRef, Record>>,
-    owners: HashMap<ChildRef, String>,
-    namespaces: BTreeMap<String, (u64, NamespaceSeen)>,
-    quotas: HashMap<String, QuotaSeen>,
-    pods: HashMap<(String, String), PodsSeen>,
-    relisting: HashMap<Kind, BTreeSet<ChildRef>>,
+    pool: Pool,
+    shelf: Shelf,
+    children: HashMap<Arc<str>, BTreeMap<At, Record>>,
+    /// By namespace, the Comuni that have children in it, or it itself: hardly ever more than one.
+    owners: HashMap<Arc<str>, Vec<Arc<str>>>,
+    namespaces: BTreeMap<Arc<str>, (u64, Namespace)>,
+    /// Namespaces that the operator made, by the ISTAT code on them.
+    by_istat: HashMap<Arc<str>, BTreeSet<Arc<str>>>,
+    quotas: HashMap<Arc<str>, Quota>,
+    pods: HashMap<At, PodsSeen>,
+    relisting: HashMap<Kind, HashSet<At>>,
 }
 
 impl Index {
@@ -70,7 +103,10 @@ impl Index {
     }
 
     fn note(&mut self, kind: Kind, mut object: Value, own: bool) -> Touched {
-        let Some(at) = address(kind, &object) else { return Touched::default() };
+        let Some(name) = object.pointer("/metadata/name").and_then(Value::as_str) else {
+            return Touched::default();
+        };
+        let at = self.pool.at(kind, text(&object, "/metadata/namespace"), name);
         if let Some(listed) = self.relisting.get_mut(&kind) {
             listed.insert(at.clone());
         }
@@ -78,29 +114,34 @@ impl Index {
         let mut touched = Touched::default();
         if kind == Kind::Namespace {
             match self.note_namespace(&at.name, version, &object) {
-                Some(changed) => touched.namespace = changed.then(|| at.name.clone()),
+                Some(changed) => touched.namespace = changed.then(|| at.name.to_string()),
                 None => return touched,
             }
         }
-        let comune = text(&object, "/metadata/labels/conme.venis.it~1comune").to_owned();
+        let comune = text(&object, "/metadata/labels/conme.venis.it~1comune");
         let managed = text(&object, "/metadata/labels/app.kubernetes.io~1managed-by") == keys::MANAGER;
-        let previous_owner = self.owners.get(&at).cloned();
+        let previous_owner = self.owner(&at);
         if comune.is_empty() || !managed {
             // Somebody took the labels off a child: its Comune has to put them back.
-            touched.comune = previous_owner.and_then(|owner| self.forget(&at, &owner).then_some(owner));
-            touched.drift = touched.comune.is_some();
+            if let Some(owner) = previous_owner {
+                self.forget(&at, &owner);
+                touched.comune = Some(owner.to_string());
+                touched.drift = true;
+            }
             return touched;
         }
+        let comune = self.pool.shared(comune);
         if let Some(owner) = previous_owner.filter(|owner| *owner != comune) {
-            touched.former = self.forget(&at, &owner).then_some(owner);
+            self.forget(&at, &owner);
+            touched.former = Some(owner.to_string());
         }
         let known = self.children.get(&comune).and_then(|children| children.get(&at));
         if known.is_some_and(|record| record.version > version) {
             return Touched::default();
         }
         let figures_changed = self.note_figures(&at, &object);
-        let uid = text(&object, "/metadata/uid").to_owned();
-        let applied = text(&object, "/metadata/annotations/conme.venis.it~1applied").to_owned();
+        let uid = Token::from(text(&object, "/metadata/uid"));
+        let applied = Token::from(text(&object, "/metadata/annotations/conme.venis.it~1applied"));
         let terminating = !text(&object, "/metadata/deletionTimestamp").is_empty();
         let foreign = child::has_foreign_fields(kind, &object);
         child::strip(kind, &mut object);
@@ -109,15 +150,13 @@ impl Index {
 
         let known = self.children.get(&comune).and_then(|children| children.get(&at));
         let check = match known {
-            _ if own => Check::Passed(digest),
+            _ if own => Check::Passed,
             Some(record) if record.uid == uid => match &record.check {
-                Check::Passed(passed) if *passed == digest && (record.foreign || !foreign) => {
-                    Check::Passed(digest)
-                }
-                Check::Passed(_) | Check::Failed => Check::Failed,
-                Check::Pending(_) => Check::Pending(stripped.into()),
+                Check::Passed if record.digest == digest && (record.foreign || !foreign) => Check::Passed,
+                Check::Passed | Check::Failed => Check::Failed,
+                Check::Pending(_) => Check::Pending(self.shelf.put(kind, &stripped)),
             },
-            _ => Check::Pending(stripped.into()),
+            _ => Check::Pending(self.shelf.put(kind, &stripped)),
         };
         let failed = matches!(check, Check::Failed);
         touched.drift = failed && known.is_some_and(|record| !matches!(record.check, Check::Failed));
@@ -125,46 +164,67 @@ impl Index {
             record.uid != uid || record.digest != digest || record.terminating != terminating || touched.drift
         });
         let record = Record { uid, applied, version, digest, foreign, terminating, check };
-        self.children.entry(comune.clone()).or_default().insert(at.clone(), record);
-        self.owners.insert(at, comune.clone());
+        let owners = self.owners.entry(at.home().clone()).or_default();
+        if !owners.contains(&comune) {
+            owners.reserve_exact(1);
+            owners.push(comune.clone());
+        }
+        self.children.entry(comune.clone()).or_default().insert(at, record);
         if changed || figures_changed {
-            touched.comune = Some(comune);
+            touched.comune = Some(comune.to_string());
         }
         touched
     }
 
+    /// The Comune that a child is known to belong to.
+    fn owner(&self, at: &At) -> Option<Arc<str>> {
+        let has =
+            |owner: &&Arc<str>| self.children.get(*owner).is_some_and(|children| children.contains_key(at));
+        self.owners.get(at.home())?.iter().find(has).cloned()
+    }
+
     /// Returns None for news that are older than what is known, else whether ownership has changed.
-    fn note_namespace(&mut self, name: &str, version: u64, object: &Value) -> Option<bool> {
-        let seen = NamespaceSeen {
-            uid: text(object, "/metadata/uid").to_owned(),
-            labels: texts(object.pointer("/metadata/labels")),
-            annotations: texts(object.pointer("/metadata/annotations"))
-                .into_iter()
-                .filter(|(key, _)| key.starts_with("conme.venis.it/"))
-                .collect(),
+    fn note_namespace(&mut self, name: &Arc<str>, version: u64, object: &Value) -> Option<bool> {
+        let seen = Namespace {
+            uid: Token::from(text(object, "/metadata/uid")),
+            labels: self.pool.pairs(object.pointer("/metadata/labels"), |_| true),
+            annotations: self
+                .pool
+                .pairs(object.pointer("/metadata/annotations"), |key| key.starts_with("conme.venis.it/")),
             terminating: !text(object, "/metadata/deletionTimestamp").is_empty(),
         };
-        match self.namespaces.get(name) {
+        match self.namespaces.get_mut(name) {
             Some((known, _)) if *known > version => None,
-            Some((_, before)) if *before == seen => {
-                self.namespaces.insert(name.to_owned(), (version, seen));
+            Some((known, before)) if *before == seen => {
+                *known = version;
                 Some(false)
             }
             _ => {
-                self.namespaces.insert(name.to_owned(), (version, seen));
+                self.drop_namespace(name);
+                if let (Some(_), Some(istat)) = (seen.maker(), seen.labels.get(keys::ISTAT)) {
+                    self.by_istat.entry(self.pool.shared(istat)).or_default().insert(name.clone());
+                }
+                self.namespaces.insert(name.clone(), (version, seen));
                 Some(true)
             }
         }
     }
 
-    fn note_figures(&mut self, at: &ChildRef, object: &Value) -> bool {
+    fn drop_namespace(&mut self, name: &str) {
+        let Some((_, seen)) = self.namespaces.remove(name) else { return };
+        let Some(istat) = seen.labels.get(keys::ISTAT) else { return };
+        if let Some(names) = self.by_istat.get_mut(istat) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_istat.remove(istat);
+            }
+        }
+    }
+
+    fn note_figures(&mut self, at: &At, object: &Value) -> bool {
         match at.kind {
             Kind::ResourceQuota => {
-                let seen = QuotaSeen {
-                    spec: amounts(object.pointer("/spec/hard")),
-                    enforced: amounts(object.pointer("/status/hard")),
-                    used: amounts(object.pointer("/status/used")),
-                };
+                let seen = Quota::of(&mut self.pool, object);
                 let before = self.quotas.insert(at.namespace.clone(), seen.clone());
                 before.as_ref() != Some(&seen)
             }
@@ -175,7 +235,7 @@ impl Index {
                 let ready = number("/status/readyReplicas").min(number("/status/updatedReplicas"));
                 let desired = object.pointer("/spec/replicas").and_then(Value::as_i64).unwrap_or(1) as i32;
                 let seen = PodsSeen { desired, ready: if current { ready } else { 0 } };
-                let before = self.pods.insert((at.namespace.clone(), at.name.clone()), seen);
+                let before = self.pods.insert(at.clone(), seen);
                 before != Some(seen)
             }
             _ => false,
@@ -184,21 +244,24 @@ impl Index {
 
     /// Takes note that an object is gone.
     pub fn gone(&mut self, kind: Kind, object: &Value) -> Touched {
-        let Some(at) = address(kind, object) else { return Touched::default() };
+        let Some(name) = object.pointer("/metadata/name").and_then(Value::as_str) else {
+            return Touched::default();
+        };
+        let at = self.pool.at(kind, text(object, "/metadata/namespace"), name);
         let version: u64 = text(object, "/metadata/resourceVersion").parse().unwrap_or(0);
         let mut touched = Touched::default();
         if kind == Kind::Namespace
             && self.namespaces.get(&at.name).is_some_and(|(known, _)| *known <= version)
         {
-            self.namespaces.remove(&at.name);
-            touched.namespace = Some(at.name.clone());
+            self.drop_namespace(&at.name);
+            touched.namespace = Some(at.name.to_string());
         }
-        if let Some(owner) = self.owners.get(&at).cloned() {
+        if let Some(owner) = self.owner(&at) {
             let newer =
                 self.children.get(&owner).and_then(|c| c.get(&at)).is_some_and(|r| r.version > version);
             if !newer {
                 self.forget(&at, &owner);
-                touched.comune = Some(owner);
+                touched.comune = Some(owner.to_string());
                 touched.drift = true;
             }
         }
@@ -207,15 +270,16 @@ impl Index {
 
     /// Takes note that the operator itself has had an object deleted. What is still there shows in the watch.
     pub fn deleted(&mut self, at: &ChildRef) {
-        let Some(owner) = self.owners.get(at) else { return };
-        if let Some(record) = self.children.get_mut(owner).and_then(|children| children.get_mut(at)) {
+        let at = self.pool.at(at.kind, &at.namespace, &at.name);
+        let Some(owner) = self.owner(&at) else { return };
+        if let Some(record) = self.children.get_mut(&owner).and_then(|children| children.get_mut(&at)) {
             record.terminating = true;
         }
     }
 
     /// A watch begins anew: what is not listed until [`Self::relisted`] is gone.
     pub fn relist(&mut self, kind: Kind) {
-        self.relisting.insert(kind, BTreeSet::new());
+        self.relisting.insert(kind, HashSet::new());
     }
 
     /// The list is complete. Returns what turned out to be gone.
@@ -223,55 +287,59 @@ impl Index {
         let Some(listed) = self.relisting.remove(&kind) else { return Vec::new() };
         let mut touched = Vec::new();
         if kind == Kind::Namespace {
-            let gone: Vec<String> = self
-                .namespaces
-                .keys()
-                .filter(|name| !listed.contains(&ChildRef::of_namespace(name.as_str())))
-                .cloned()
-                .collect();
+            let names: HashSet<&str> = listed.iter().map(|at| &*at.name).collect();
+            let gone: Vec<Arc<str>> =
+                self.namespaces.keys().filter(|name| !names.contains(&***name)).cloned().collect();
             for name in gone {
-                self.namespaces.remove(&name);
-                touched.push(Touched { namespace: Some(name), ..Touched::default() });
+                self.drop_namespace(&name);
+                touched.push(Touched { namespace: Some(name.to_string()), ..Touched::default() });
             }
         }
-        let gone: Vec<(ChildRef, String)> = self
-            .owners
-            .iter()
-            .filter(|(at, _)| at.kind == kind && !listed.contains(at))
+        let all =
+            self.children.iter().flat_map(|(owner, children)| children.keys().map(move |at| (at, owner)));
+        let gone: Vec<(At, Arc<str>)> = all
+            .filter(|(at, _)| at.kind == kind && !listed.contains(*at))
             .map(|(at, owner)| (at.clone(), owner.clone()))
             .collect();
         for (at, owner) in gone {
             self.forget(&at, &owner);
-            touched.push(Touched { comune: Some(owner), drift: true, ..Touched::default() });
+            touched.push(Touched { comune: Some(owner.to_string()), drift: true, ..Touched::default() });
         }
         touched
     }
 
-    fn forget(&mut self, at: &ChildRef, owner: &str) -> bool {
-        self.owners.remove(at);
+    fn forget(&mut self, at: &At, owner: &Arc<str>) {
         match at.kind {
             Kind::ResourceQuota => {
                 self.quotas.remove(&at.namespace);
             }
             Kind::Deployment => {
-                self.pods.remove(&(at.namespace.clone(), at.name.clone()));
+                self.pods.remove(at);
             }
             _ => {}
         }
-        let Some(children) = self.children.get_mut(owner) else { return false };
-        let known = children.remove(at).is_some();
+        let Some(children) = self.children.get_mut(owner) else { return };
+        children.remove(at);
         if children.is_empty() {
             self.children.remove(owner);
         }
-        known
+        let home = at.home();
+        let has_more = self.children.get(owner).is_some_and(|left| left.keys().any(|at| at.home() == home));
+        if !has_more && let Some(owners) = self.owners.get_mut(home) {
+            owners.retain(|known| known != owner);
+            if owners.is_empty() {
+                self.owners.remove(home);
+            }
+        }
     }
 
     /// Children that a plan has found to be as they should be.
     pub fn confirm(&mut self, comune: &str, confirmed: &[ChildRef]) {
         let Some(children) = self.children.get_mut(comune) else { return };
         for at in confirmed {
-            if let Some(record) = children.get_mut(at) {
-                record.check = Check::Passed(record.digest);
+            let at = self.pool.at(at.kind, &at.namespace, &at.name);
+            if let Some(record) = children.get_mut(&at) {
+                record.check = Check::Passed;
             }
         }
     }
@@ -281,100 +349,82 @@ impl Index {
         let mut observed = Observed::default();
         for (at, record) in self.children.get(comune).into_iter().flatten() {
             let state = match &record.check {
-                Check::Passed(_) => ChildState::Intact,
+                Check::Passed => ChildState::Intact,
                 Check::Failed => ChildState::Changed,
-                Check::Pending(live) => ChildState::Unchecked {
-                    live: serde_json::from_str(live).unwrap_or_default(),
+                Check::Pending(stored) => ChildState::Unchecked {
+                    live: serde_json::from_str(&self.shelf.get(stored)).unwrap_or_default(),
                     foreign: record.foreign,
                 },
             };
             let seen = ChildSeen {
-                uid: record.uid.clone(),
-                applied: record.applied.clone(),
+                uid: record.uid.to_string(),
+                applied: record.applied.to_string(),
                 state,
                 terminating: record.terminating,
             };
             match at.kind {
                 Kind::ResourceQuota => {
                     if let Some(quota) = self.quotas.get(&at.namespace) {
-                        observed.quotas.insert(at.namespace.clone(), quota.clone());
+                        observed.quotas.insert(at.namespace.to_string(), quota.seen());
                     }
                 }
                 Kind::Deployment => {
-                    let key = (at.namespace.clone(), at.name.clone());
-                    if let Some(pods) = self.pods.get(&key) {
-                        observed.pods.insert(key, *pods);
+                    if let Some(pods) = self.pods.get(at) {
+                        observed.pods.insert((at.namespace.to_string(), at.name.to_string()), *pods);
                     }
                 }
                 Kind::Namespace => {
-                    if let Some((_, namespace)) = self.namespaces.get(&at.name) {
-                        observed.namespaces.insert(at.name.clone(), namespace.clone());
+                    if let Some(namespace) = self.namespace(&at.name) {
+                        observed.namespaces.insert(at.name.to_string(), namespace);
                     }
                 }
                 _ => {}
             }
-            observed.children.insert(at.clone(), seen);
+            observed.children.insert(at.to_ref(), seen);
         }
         for name in wanted {
-            if let Some((_, namespace)) = self.namespaces.get(name) {
-                observed.namespaces.insert(name.clone(), namespace.clone());
+            if let Some(namespace) = self.namespace(name) {
+                observed.namespaces.insert(name.clone(), namespace);
             }
         }
         observed
     }
 
     /// Namespaces that the operator made, with the names of the Comuni that they belong to.
-    pub fn namespaces_made(&self) -> impl Iterator<Item = (&str, &str, &NamespaceSeen)> {
-        self.namespaces.iter().filter_map(|(name, (_, seen))| {
-            let managed = seen.labels.get(keys::MANAGED_BY).is_some_and(|by| by == keys::MANAGER);
-            let comune = seen.labels.get(keys::COMUNE).filter(|_| managed)?;
-            Some((name.as_str(), comune.as_str(), seen))
-        })
+    pub fn namespaces_made(&self) -> impl Iterator<Item = (&str, &str, NamespaceSeen)> {
+        self.namespaces.iter().filter_map(|(name, (_, known))| Some((&**name, known.maker()?, known.seen())))
+    }
+
+    /// Namespaces that the operator made for the administration with an ISTAT code, with the names of the Comuni that they
+    /// belong to.
+    pub fn namespaces_of(&self, istat: &str) -> impl Iterator<Item = (&str, &str)> {
+        let names = self.by_istat.get(istat).into_iter().flatten();
+        names.filter_map(|name| Some((&**name, self.namespaces.get(name)?.1.maker()?)))
     }
 
     /// A namespace, whoever it belongs to.
-    pub fn namespace(&self, name: &str) -> Option<&NamespaceSeen> {
-        self.namespaces.get(name).map(|(_, seen)| seen)
+    pub fn namespace(&self, name: &str) -> Option<NamespaceSeen> {
+        self.namespaces.get(name).map(|(_, known)| known.seen())
     }
 
     /// Names of all Comuni that have children, whether they still exist or not.
     pub fn comuni(&self) -> impl Iterator<Item = &str> {
-        self.children.keys().map(String::as_str)
+        self.children.keys().map(|name| &**name)
     }
 
     /// Number of children known.
     pub fn len(&self) -> usize {
-        self.owners.len()
+        self.children.values().map(BTreeMap::len).sum()
     }
 
     /// No child is known.
     pub fn is_empty(&self) -> bool {
-        self.owners.is_empty()
+        self.children.is_empty()
     }
-}
-
-fn address(kind: Kind, object: &Value) -> Option<ChildRef> {
-    let name = object.pointer("/metadata/name")?.as_str()?;
-    Some(ChildRef::new(kind, text(object, "/metadata/namespace"), name))
 }
 
 fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-fn texts(map: Option<&Value>) -> BTreeMap<String, String> {
-    map.and_then(Value::as_object)
-        .into_iter()
-        .flatten()
-        .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
-        .collect()
-}
-
-fn amounts(map: Option<&Value>) -> BTreeMap<String, Amount> {
-    texts(map)
-        .into_iter()
-        .filter_map(|(resource, text)| Some((resource, Amount::parse(&text).ok()?)))
-        .collect()
 }
 
 fn digest(text: &str) -> [u8; 16] {
@@ -480,5 +530,30 @@ mod tests {
         index.written(Kind::ConfigMap, config(9, |_| {}));
         assert_eq!(index.gone(Kind::ConfigMap, &config(8, |_| {})), Touched::default());
         assert!(index.gone(Kind::ConfigMap, &config(10, |_| {})).drift);
+    }
+
+    #[test]
+    fn the_namespaces_of_an_administration_are_found_by_its_code_as_it_stands_now() {
+        let namespace = |version: u64, istat: &str, managed: &str| {
+            json!({"metadata": {
+                "name": "dolo-produzione", "uid": "n1", "resourceVersion": version.to_string(),
+                "labels": {"conme.venis.it/comune": "dolo", "conme.venis.it/istat": istat,
+                           "app.kubernetes.io/managed-by": managed},
+            }})
+        };
+        let mut index = Index::default();
+        let found = |index: &Index, istat: &str| {
+            index.namespaces_of(istat).map(|(name, by)| (name.to_owned(), by.to_owned())).collect::<Vec<_>>()
+        };
+        let own = [("dolo-produzione".to_owned(), "dolo".to_owned())];
+        index.seen(Kind::Namespace, namespace(1, "027012", "conme"));
+        assert_eq!(found(&index, "027012"), own);
+        index.seen(Kind::Namespace, namespace(2, "027099", "conme"));
+        assert_eq!((found(&index, "027012"), found(&index, "027099")), (vec![], own.to_vec()));
+        index.seen(Kind::Namespace, namespace(3, "027099", "somebody"));
+        assert!(found(&index, "027099").is_empty());
+        index.seen(Kind::Namespace, namespace(4, "027012", "conme"));
+        index.gone(Kind::Namespace, &namespace(5, "027012", "conme"));
+        assert!(found(&index, "027012").is_empty() && index.by_istat.is_empty());
     }
 }

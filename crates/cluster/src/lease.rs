@@ -3,6 +3,10 @@
 //! Expiry counts from the moment at which this process last saw the lease change, on its own monotonic clock, never
 //! from times that others wrote. The holder's identity is stable, so that a restarted operator takes its own lease
 //! up again at once.
+//!
+//! A leader that cannot renew in time, because the API server is away, stops writing but goes on: when the lease is
+//! still its own afterwards, nobody else has led meanwhile, and what it knows is as good as after a pause. When somebody
+//! else has held it, the process ends, whatever it was about to do.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -21,7 +25,7 @@ use crate::client::Calls;
 
 /// How long a lease holds without being renewed.
 pub const DURATION: Duration = Duration::from_secs(15);
-/// A leader that could not renew for so long stops.
+/// A leader that could not renew for so long stops writing until it has renewed.
 pub const RENEW_DEADLINE: Duration = Duration::from_secs(10);
 /// Pause between two looks at the lease.
 pub const RETRY: Duration = Duration::from_secs(2);
@@ -73,10 +77,17 @@ pub fn evaluate(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> 
     }
 }
 
+/// Whether somebody else has held a lease between two looks at it, by the number of its holders so far. None: this
+/// process has not held it yet.
+fn was_overtaken(held_as: Option<i32>, now: i32) -> bool {
+    held_as.is_some_and(|before| before != now)
+}
+
 /// Holds on to a lease for ever; tells through `leading` whether this process is the leader, and `leadership` until when
-/// that is certain.
+/// that is certain. While the API server is away it is told not to lead, and to lead again when the lease is still its
+/// own then.
 ///
-/// Returns when leadership was lost: the caller must stop writing, best by ending the process.
+/// Returns when somebody else has held the lease: the caller must stop writing, best by ending the process.
 pub async fn hold(
     client: Client,
     calls: Calls,
@@ -89,26 +100,30 @@ pub async fn hold(
     let api: Api<Lease> = Api::namespaced(client, namespace);
     let mut last_change: Option<(String, Instant)> = None;
     let mut last_renewal: Option<Instant> = None;
+    let mut held_as: Option<i32> = None;
     loop {
         let asked = Instant::now();
-        match step(&api, &calls, name, me, &mut last_change).await {
-            Ok(true) => {
+        match step(&api, &calls, name, me, held_as, &mut last_change).await {
+            Ok(Some(holders)) => {
+                if last_renewal.is_some() && !*leading.borrow() {
+                    tracing::info!("the lease is still this process's own; it goes on");
+                }
+                held_as = Some(holders);
                 last_renewal = Some(Instant::now());
                 leadership.renewed(asked);
-                leading.send_replace(true);
+                leading.send_if_modified(|leads| !std::mem::replace(leads, true));
             }
-            Ok(false) if last_renewal.is_some() => {
+            Ok(None) if held_as.is_some() => {
                 tracing::error!("another process has taken the lease over; this one stops");
                 leading.send_replace(false);
                 return;
             }
-            Ok(false) => {}
+            Ok(None) => {}
             Err(error) => tracing::warn!(%error, "the lease could not be renewed; trying again"),
         }
-        if last_renewal.is_some_and(|at| at.elapsed() > RENEW_DEADLINE) {
-            tracing::error!("the lease could not be renewed in time; this process stops");
-            leading.send_replace(false);
-            return;
+        let is_late = last_renewal.is_some_and(|at| at.elapsed() > RENEW_DEADLINE);
+        if is_late && leading.send_if_modified(|leads| std::mem::replace(leads, false)) {
+            tracing::error!("the lease could not be renewed in time; nothing is written until it is");
         }
         tokio::time::sleep(RETRY).await;
     }
@@ -126,20 +141,29 @@ pub async fn release(client: Client, calls: Calls, namespace: &str, name: &str, 
     }
 }
 
+/// One look at the lease. Returns how many holders it has had with this process, if it holds the lease now; None when
+/// it is somebody else's, or may have been since this process held it as `held_as`.
 async fn step(
     api: &Api<Lease>,
     calls: &Calls,
     name: &str,
     me: &str,
+    held_as: Option<i32>,
     last_change: &mut Option<(String, Instant)>,
-) -> kube::Result<bool> {
+) -> kube::Result<Option<i32>> {
     let now = MicroTime(Timestamp::now());
     let Some(mut lease) = calls.make("GET", api.get_opt(name)).await? else {
+        if held_as.is_some() {
+            // Whoever has deleted it may have let somebody else lead.
+            return Ok(None);
+        }
         let mut lease = Lease::default();
         lease.metadata.name = Some(name.into());
-        lease.spec = Some(held_by(me, None, now));
+        let spec = held_by(me, None, now);
+        let holders = spec.lease_transitions.unwrap_or_default();
+        lease.spec = Some(spec);
         calls.make("POST", api.create(&PostParams::default(), &lease)).await?;
-        return Ok(true);
+        return Ok(Some(holders));
     };
     let version = lease.metadata.resource_version.clone().unwrap_or_default();
     if last_change.as_ref().is_none_or(|(seen, _)| *seen != version) {
@@ -147,15 +171,20 @@ async fn step(
     }
     let unchanged_for = last_change.as_ref().map_or(Duration::ZERO, |(_, at)| at.elapsed());
     match evaluate(lease.spec.as_ref(), me, unchanged_for) {
-        Decision::Yield => Ok(false),
+        Decision::Yield => Ok(None),
         Decision::Acquire | Decision::Renew => {
-            lease.spec = Some(held_by(me, lease.spec, now));
+            let spec = held_by(me, lease.spec, now);
+            let holders = spec.lease_transitions.unwrap_or_default();
+            if was_overtaken(held_as, holders) {
+                return Ok(None);
+            }
+            lease.spec = Some(spec);
             // Replaced under the resourceVersion that was read: of two that try, one fails.
             match calls.make("PUT", api.replace(name, &PostParams::default(), &lease)).await {
                 Ok(written) => {
                     let version = written.metadata.resource_version.unwrap_or_default();
                     *last_change = Some((version, Instant::now()));
-                    Ok(true)
+                    Ok(Some(holders))
                 }
                 // Whoever was faster shows at the next look.
                 Err(error) => Err(error),
@@ -209,6 +238,20 @@ mod tests {
         leadership.renewed(Instant::now().checked_sub(RENEW_DEADLINE).unwrap());
         assert!(!leadership.holds());
         assert!(RENEW_DEADLINE < DURATION);
+    }
+
+    #[test]
+    fn whoever_finds_that_another_has_led_meanwhile_does_not_go_on() {
+        assert!(!was_overtaken(None, 7), "it begins");
+        assert!(!was_overtaken(Some(7), 7), "the API server was away, and nobody else has led");
+        // Given back by the other meanwhile, or ended: the number of holders tells.
+        assert!(was_overtaken(Some(7), 9));
+        let now = MicroTime(Timestamp::UNIX_EPOCH);
+        let mine = held_by("a", None, now.clone());
+        let others = held_by("b", Some(mine.clone()), now.clone());
+        let given_back = LeaseSpec { holder_identity: None, ..others };
+        let again = held_by("a", Some(given_back), now);
+        assert!(was_overtaken(mine.lease_transitions, again.lease_transitions.unwrap()));
     }
 
     #[test]

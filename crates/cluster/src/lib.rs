@@ -4,12 +4,13 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 mod client;
+mod compact;
 mod execute;
 mod index;
 pub mod lease;
 mod watch;
 
-pub use client::{CALL_TIMEOUT, Calls, Metrics, bounded_client, words};
+pub use client::{CALL_TIMEOUT, Calls, Metrics, SILENCE, bounded_client, words};
 pub use execute::{Executor, Outcome};
 pub use index::{Index, Touched};
 pub use watch::{OwnEvent, WatchHealth, watch_children, watch_own};

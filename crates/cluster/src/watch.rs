@@ -25,8 +25,12 @@ use serde_json::Value;
 /// Pause after the first interruption of a watch. Short, because an API server that has just learnt of a definition
 /// refuses the first watches on it.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Longest pause between two attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+/// Longest pause between two attempts: how long after the API server's return the operator may still wait.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+
+/// Objects in one page of a list. A page is held as a whole, an object takes ten times the memory of its text, and all
+/// kinds are listed at once.
+const PAGE: u32 = 100;
 
 /// A watch that went on for so long begins again after the shortest pause.
 const STEADY: Duration = Duration::from_secs(60);
@@ -68,16 +72,19 @@ impl Drop for Alive {
 
 /// Watches one kind of child for ever and hands every event to `handle`.
 ///
+/// `period` is the time after which the API server is to end a watch, as of [`renewed_each`].
+///
 /// Namespaces are all watched, so that clashes are seen; of the other kinds only what carries the operator's label.
 pub async fn watch_children(
     client: Client,
     kind: Kind,
+    period: Duration,
     health: WatchHealth,
     handle: impl FnMut(Event<Value>) + Send,
 ) {
     let resource = kind.api_resource();
     let api: Api<DynamicObject> = Api::all_with(client, &resource);
-    let mut config = watcher::Config::default().page_size(500);
+    let mut config = renewed_each(period).page_size(PAGE);
     if kind != Kind::Namespace {
         config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
     }
@@ -117,9 +124,13 @@ pub enum OwnEvent<K> {
     Unreadable(String),
 }
 
-/// Watches one kind of the operator's own resources for ever.
-pub async fn watch_own<K>(client: Client, health: WatchHealth, mut handle: impl FnMut(OwnEvent<K>) + Send)
-where
+/// Watches one kind of the operator's own resources for ever; `period` as of [`renewed_each`].
+pub async fn watch_own<K>(
+    client: Client,
+    period: Duration,
+    health: WatchHealth,
+    mut handle: impl FnMut(OwnEvent<K>) + Send,
+) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
 {
     let api: Api<DeserializeGuard<K>> = Api::all(client);
@@ -132,7 +143,7 @@ where
         }
     };
     run(
-        || watcher(api.clone(), watcher::Config::default()),
+        || watcher(api.clone(), renewed_each(period).page_size(PAGE)),
         health,
         move |event| {
             handle(match event {
@@ -145,6 +156,13 @@ where
         },
     )
     .await;
+}
+
+/// A watch that the API server ends after this time, and that is then taken up where it was, without a list. A connection
+/// over which nothing comes any more, not even that end, looks like one on which nothing happens: it is noticed 5 seconds
+/// later.
+fn renewed_each(period: Duration) -> watcher::Config {
+    watcher::Config::default().timeout(u32::try_from(period.as_secs()).unwrap_or(u32::MAX))
 }
 
 /// Lists and watches, over and over. After an interruption everything is listed again instead of going on from where
@@ -232,8 +250,8 @@ mod tests {
             () = run(begin, health.clone(), |_| {}) => unreachable!("a watch never ends"),
             () = tokio::time::sleep(Duration::from_secs(120)) => {}
         }
-        // 0.1 + 0.2 + … + 12.8 s, and then one each 20 s.
-        assert_eq!(begun.load(Ordering::Acquire), 13);
+        // 0.1 + 0.2 + … + 6.4 s, and then one each 10 s.
+        assert_eq!(begun.load(Ordering::Acquire), 18);
         assert!(!health.is_synced());
         assert!(!health.is_alive(), "a loop that was dropped is at work no more");
     }

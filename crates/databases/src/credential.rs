@@ -68,6 +68,22 @@ impl Credential {
     }
 }
 
+impl Credential {
+    /// The same by a clock that was set back since: made `now` at the latest, and the one before ends as long after that
+    /// as it was to. A difference within `skew` is that of two machines, and changes nothing.
+    #[must_use]
+    pub fn not_from_the_future(mut self, now: Timestamp, skew: SignedDuration) -> Self {
+        let ahead = self.issued_at.duration_since(now);
+        if ahead > skew {
+            self.issued_at = now;
+            if let Some(retiring) = &mut self.retiring {
+                retiring.until = retiring.until.saturating_sub(ahead).unwrap_or(now);
+            }
+        }
+        self
+    }
+}
+
 impl Renewal {
     /// Whether a credential has to be replaced.
     pub fn is_due(&self, credential: &Credential, now: Timestamp) -> bool {
@@ -110,6 +126,18 @@ mod tests {
             requested: requested.map(at).into_iter().collect(),
             max_age: max_age.map(SignedDuration::from_secs),
             overlap: SignedDuration::from_secs(overlap),
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_neither_keeps_a_login_open_for_years_nor_puts_off_the_next_rotation() {
+        let (overlap, skew) = (SignedDuration::from_secs(100), SignedDuration::from_secs(10));
+        let made = Credential::first(at(0)).successor(at(5000), overlap);
+        let seen = made.clone().not_from_the_future(at(50), skew);
+        assert_eq!((seen.issued_at, seen.generation), (at(50), 2));
+        assert_eq!(seen.retiring.unwrap().until, at(150));
+        for now in [4990, 5000, 9000] {
+            assert_eq!(made.clone().not_from_the_future(at(now), skew), made, "{now}");
         }
     }
 

@@ -85,6 +85,10 @@ struct RunArgs {
     /// Seconds after which databases and their Secrets are looked at again without a cause.
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     recheck_seconds: u64,
+    /// Seconds after which each watch is taken up again; one whose connection has died in silence is noticed 5 seconds
+    /// later.
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=290))]
+    watch_seconds: u64,
     /// Time between the confirmation of a deletion and the deletion, such as 72h.
     #[arg(long, env = "CONME_DELETION_GRACE", default_value = "72h", value_parser = grace)]
     deletion_grace: SignedDuration,
@@ -187,6 +191,7 @@ fn start(args: RunArgs, version: &'static str) -> anyhow::Result<()> {
         calls: args.calls.into(),
         database_workers: args.database_workers.into(),
         recheck: Duration::from_secs(args.recheck_seconds),
+        watch: Duration::from_secs(args.watch_seconds),
         deletion_grace: args.deletion_grace,
     };
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options))

@@ -26,6 +26,8 @@ use crate::{
 const WAIT: Duration = Duration::from_secs(30);
 /// A pass that found a cache incomplete is made again after this time.
 const INCOMPLETE: Duration = Duration::from_millis(100);
+/// A status that could not be written because of another write is written after this time.
+const OVERTAKEN: Duration = Duration::from_secs(1);
 /// Rounds of plan and execution in one pass. The second sees what the first made; more are needed only when somebody
 /// else is at work on the same objects.
 const ROUNDS: usize = 3;
@@ -111,11 +113,10 @@ fn look(context: &Context, comune: &Comune) -> Sight {
     observed.databases = world.databases_seen(comune);
     observed.surveys = world.surveys_of(comune);
     if let Some(istat) = &comune.spec.entity.istat {
-        let left = index.namespaces_made().filter(|(_, owner, seen)| {
-            *owner != name && seen.labels.get(keys::ISTAT) == Some(istat) && !world.comune_exists(owner)
-        });
+        let of_code = index.namespaces_of(istat);
+        let left = of_code.filter(|(_, owner)| *owner != name && !world.comune_exists(owner));
         observed.left_by_namesakes =
-            left.map(|(namespace, owner, _)| (namespace.to_owned(), owner.to_owned())).collect();
+            left.map(|(namespace, owner)| (namespace.to_owned(), owner.to_owned())).collect();
     }
     for database in verdict.valid.iter().flat_map(|valid| &valid.databases) {
         // What was found before an edit says nothing of what is declared now.
@@ -285,8 +286,13 @@ pub async fn write_status(context: &Context, comune: &Comune, status: &ComuneSta
             }
             Ok(())
         }
-        // Gone, or another of the same name: the watch tells.
-        Err(kube::Error::Api(error)) if matches!(error.code, 404 | 409) => Ok(()),
+        // Gone: the watch tells.
+        Err(kube::Error::Api(error)) if error.code == 404 => Ok(()),
+        // Another of the same name, of which the watch tells; or somebody was faster, of which nothing may tell.
+        Err(kube::Error::Api(error)) if error.code == 409 => {
+            context.comuni.add_after(&name, OVERTAKEN);
+            Ok(())
+        }
         Err(error) => anyhow::bail!("its status could not be written: {}", conme_cluster::words(&error)),
     }
 }

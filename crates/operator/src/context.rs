@@ -15,6 +15,9 @@ use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World
 /// Figures that move by themselves are told at most this often.
 pub const VOLATILE_PERIOD: Duration = Duration::from_secs(30);
 
+/// Pause between two looks at whether work may go on; each costs nothing.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// What every part of the operator shares.
 pub struct Context {
     /// Client of the API server.
@@ -69,6 +72,13 @@ impl Context {
     /// Whether every cache is complete at this moment. Nothing is decided from one that may have missed something.
     pub fn caches_are_complete(&self) -> bool {
         self.watches.get().is_some_and(|watches| watches.iter().all(WatchHealth::is_synced))
+    }
+
+    /// Waits until every cache is complete and this process is certain to lead.
+    pub async fn may_work(&self) {
+        while !(self.leadership.holds() && self.caches_are_complete()) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Whether figures that move by themselves may be told of a Comune now, or in how long.

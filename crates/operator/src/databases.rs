@@ -45,6 +45,8 @@ pub struct DatabaseState {
     provisioned: Option<Provisioned>,
     /// The credential in force with its password, so that a Secret that was changed by hand can be put back.
     credential: Option<(Credential, Secret)>,
+    /// Since when this process has known that the login before this generation is still open.
+    retiring: Option<(u32, Instant)>,
     /// Which services do not work with the credential in force yet.
     behind: Option<Behind>,
     /// Unique id of the namespace that its Secret was last meant for.
@@ -312,6 +314,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     told: on_record(&comune, database).cloned(),
                     confirmed: words_of(&comune).map(str::to_owned).collect(),
                     behind: state.behind.clone(),
+                    retiring: state.retiring,
                 };
                 (state.task.clone(), known)
             }
@@ -319,6 +322,9 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
         }
     };
     let Some(task) = task else { return Ok(()) };
+    let retiring = known.retiring;
+    // What was to come when it was decided is to come, even if its time has come meanwhile.
+    let began = whole_seconds(Timestamp::now());
     let result = bring_about(context, &task, known).await;
     let (mut seen, credential, error) = match result {
         Ok((seen, credential)) => {
@@ -330,7 +336,16 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
             (DatabaseSeen::Failed { reason, message: message.clone() }, None, Some(message))
         }
     };
-    let pause = pause(context.recheck, &seen, credential.as_ref().map(|(credential, _)| credential));
+    let renewal = task.renewal.clone();
+    let now_retiring = credential.as_ref().map(|(credential, _)| credential).filter(|c| c.retiring.is_some());
+    let retiring = now_retiring.map(|credential| {
+        let known = retiring.filter(|(generation, _)| *generation == credential.generation);
+        known.unwrap_or((credential.generation, Instant::now()))
+    });
+    let due = credential
+        .as_ref()
+        .and_then(|(credential, _)| due(credential, &renewal, left(retiring, renewal.overlap), began));
+    let pause = pause(context.recheck, &seen, due);
     let (changed, more_to_come) = {
         let mut world = context.world();
         let of_same = |other: &(String, String)| other.0 == id.0 && other.1 != id.1;
@@ -356,6 +371,9 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     state.done = Some(done);
                     state.provisioned = provisioned;
                 }
+                if credential.is_some() {
+                    state.retiring = retiring;
+                }
                 state.credential = credential.or(state.credential.take());
                 state.seen = Some(seen);
                 (changed, more_to_come)
@@ -377,8 +395,30 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     }
 }
 
-/// When a database is looked at again although nothing tells: sooner when it is filling up, and when a credential ends.
-fn pause(recheck: Duration, seen: &DatabaseSeen, credential: Option<&Credential>) -> Duration {
+/// For how much longer the login before a credential stays open, by the clock of this process, which does not jump. None:
+/// there is none.
+fn left(retiring: Option<(u32, Instant)>, overlap: SignedDuration) -> Option<Duration> {
+    let overlap = Duration::try_from(overlap).unwrap_or_default();
+    retiring.map(|(_, since)| overlap.saturating_sub(since.elapsed()))
+}
+
+/// In how long something is to be done about a credential: the one before it ends, or a rotation is asked for by then.
+/// `open` is for how much longer the one before stays open by the clock that does not jump.
+fn due(
+    credential: &Credential,
+    renewal: &Renewal,
+    open: Option<Duration>,
+    now: Timestamp,
+) -> Option<Duration> {
+    let until = |time: Timestamp| Duration::try_from(time.duration_since(now)).ok();
+    let end =
+        credential.retiring.as_ref().map(|retiring| until(retiring.until).max(open).unwrap_or_default());
+    let asked = renewal.requested.iter().filter_map(|time| until(*time));
+    end.into_iter().chain(asked).filter(|left| !left.is_zero()).min()
+}
+
+/// When a database is looked at again although nothing tells: sooner when it is filling up, and when something is due.
+fn pause(recheck: Duration, seen: &DatabaseSeen, due: Option<Duration>) -> Duration {
     let mut pause = jittered(recheck);
     if let DatabaseSeen::Ready { details, .. } = seen
         && let Some(max) = details.max_bytes
@@ -389,12 +429,8 @@ fn pause(recheck: Duration, seen: &DatabaseSeen, credential: Option<&Credential>
             pause = pause.min(jittered(*pace));
         }
     }
-    let until = credential.and_then(|credential| credential.retiring.as_ref()).map(|retiring| retiring.until);
-    match until.map(|until| Duration::try_from(until.duration_since(Timestamp::now()))) {
-        // A moment later, so that it has come when it is asked for.
-        Some(Ok(left)) => pause.min(left + Duration::from_secs(1)),
-        Some(Err(_)) | None => pause,
-    }
+    // A moment later, so that it has come when it is asked for.
+    due.map_or(pause, |due| pause.min(due + Duration::from_secs(1)))
 }
 
 /// A size moves by itself: what was told stays until it is no longer about right.
@@ -420,6 +456,8 @@ struct Known {
     confirmed: Vec<String>,
     /// Of its services.
     behind: Option<Behind>,
+    /// Since when this process has known that the login before this generation is still open.
+    retiring: Option<(u32, Instant)>,
 }
 
 /// The credential in force, and its password if that is known anywhere.
@@ -533,9 +571,13 @@ async fn bring_about(
         desired.provisioned = provisioned_by_secret(&known, live.as_ref(), &desired.database);
     }
     let now = whole_seconds(Timestamp::now());
-    let (mut credential, password) = in_force(&known, live.as_ref(), task, &names, now);
+    let (credential, password) = in_force(&known, live.as_ref(), task, &names, now);
+    let mut credential = credential.not_from_the_future(now, CLOCK_SKEW);
     let behind = known.behind.filter(|behind| behind.generation == credential.generation);
-    let handed_out = behind.as_ref().is_some_and(|behind| behind.services.is_empty());
+    // Whoever holds the login before has all of its time, also when the clock has jumped.
+    let has_run = known.retiring.is_some_and(|(generation, _)| generation == credential.generation)
+        && left(known.retiring, task.renewal.overlap).is_some_and(|left| left.is_zero());
+    let handed_out = has_run && behind.as_ref().is_some_and(|behind| behind.services.is_empty());
     let on_record = known.remembered.is_some()
         || known.told.as_ref().is_some_and(|told| told.credential.is_some())
         || credential.generation > 1;
@@ -839,7 +881,7 @@ mod tests {
         told: Option<DatabaseStatus>,
         live: Option<Value>,
     ) -> (Login, u32, Option<String>) {
-        let known = Known { remembered, told, confirmed: Vec::new(), behind: None };
+        let known = Known { remembered, told, confirmed: Vec::new(), behind: None, retiring: None };
         let task = task();
         let names = task.desired.names().unwrap();
         let (credential, password) = in_force(&known, live.as_ref(), &task, &names, at("4T00"));
@@ -880,7 +922,8 @@ mod tests {
 
     #[test]
     fn a_status_that_was_lost_leaves_the_login_before_its_time() {
-        let known = Known { remembered: None, told: None, confirmed: Vec::new(), behind: None };
+        let known =
+            Known { remembered: None, told: None, confirmed: Vec::new(), behind: None, retiring: None };
         let task = task();
         let names = task.desired.names().unwrap();
         let live = secret(APP2, "p", Some(&format!("2@{}", at("3T00"))));
@@ -910,10 +953,28 @@ mod tests {
         let pause = |percent: u64| pause(recheck, &seen(percent, Some(100)), None).as_secs();
         assert!(pause(79) >= 300 && (30..40).contains(&pause(80)) && (10..14).contains(&pause(95)));
         assert!(super::pause(recheck, &seen(1 << 40, None), None) >= recheck);
-        let ends = Retiring { login: Login::First, until: Timestamp::now() + SignedDuration::from_secs(60) };
-        let credential = Credential { retiring: Some(ends), ..Credential::first(at("1T00")) };
-        let left = super::pause(recheck, &seen(1, None), Some(&credential)).as_secs();
-        assert!((50..=61).contains(&left), "{left}");
+        let minute = Duration::from_secs(60);
+        assert_eq!(super::pause(recheck, &seen(1, None), Some(minute)).as_secs(), 61);
+    }
+
+    #[test]
+    fn what_is_due_has_a_look_of_its_own() {
+        let seconds = |seconds: u64| Some(Duration::from_secs(seconds));
+        let now = at("1T00");
+        let later = |seconds: i64| now + SignedDuration::from_secs(seconds);
+        let asked = |time: Timestamp| Renewal { requested: vec![time], ..Renewal::default() };
+        let alone = Credential::first(now);
+        assert_eq!(due(&alone, &Renewal::default(), None, now), None);
+        // Also a part of a second away, as when somebody has just said "now".
+        assert_eq!(due(&alone, &asked(later(1)), None, now), seconds(1));
+        assert_eq!(due(&alone, &asked(later(-1)), None, now), None);
+        let ends = Retiring { login: Login::First, until: later(60) };
+        let before = Credential { retiring: Some(ends), ..alone };
+        assert_eq!(due(&before, &Renewal::default(), None, now), seconds(60));
+        assert_eq!(due(&before, &asked(later(9)), None, now), seconds(9));
+        // Over by a clock that has jumped, and not by the other.
+        assert_eq!(due(&before, &Renewal::default(), seconds(30), later(900)), seconds(30));
+        assert_eq!(due(&before, &Renewal::default(), seconds(0), later(900)), None);
     }
 
     #[test]

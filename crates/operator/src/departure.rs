@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use conme_api::{Comune, keys, reasons};
 use conme_blueprint::{
-    Circumstances, Departure, Estate, Told, departure, estate, finalizers_to_write, grace_left,
+    Circumstances, Departure, Estate, Told, departure, estate, finalizers_to_write, grace_left, grace_step,
     held_by_others, is_departing, names, plan_departure, tell_departure, without_finalizer,
 };
 use jiff::{SignedDuration, Timestamp};
@@ -22,6 +22,9 @@ use crate::{comune, context::Context, dedicated, removals};
 
 /// A Comune that waits is looked at again after this time: nothing tells when its definition is being deleted.
 const LOOK_AGAIN: Duration = Duration::from_secs(15);
+
+/// And not sooner than after this time.
+const SOON: Duration = Duration::from_secs(1);
 
 /// A grace period as this process has seen it run.
 #[derive(Debug)]
@@ -69,7 +72,9 @@ pub async fn attend(context: &Context, comune: &Comune) -> anyhow::Result<Way> {
                 world.stays(&name);
                 world.note_grace(&name, &told, context.deletion_grace)
             };
-            context.comuni.add_after(&name, left.min(LOOK_AGAIN));
+            // The end may be far off by the wall clock, which was set back, when nothing is left by the other.
+            let step = Duration::try_from(grace_step(context.deletion_grace)).unwrap_or(LOOK_AGAIN);
+            context.comuni.add_after(&name, left.clamp(SOON, step.min(LOOK_AGAIN).max(SOON)));
             Ok(Way::On(Some(told)))
         }
         Departure::CleanUp(told) => {
@@ -97,7 +102,7 @@ fn estate_of(context: &Context, comune: &Comune) -> Estate {
 async fn decide(context: &Context, comune: &Comune, estate: &Estate) -> anyhow::Result<Departure> {
     let definition_is_going = definition_is_going(context).await?;
     let now = Timestamp::now();
-    let (known_for, left_then) = context.world().grace_of(comune, context.deletion_grace, now);
+    let (known_for, left_then) = context.world().grace_of(comune, context.deletion_grace);
     let circumstances =
         Circumstances { definition_is_going, grace: context.deletion_grace, known_for, left_then };
     Ok(departure(comune, estate, &circumstances, now))
@@ -226,7 +231,7 @@ impl Grace {
     /// The grace period of what is told, if one runs.
     pub fn of(told: &Told, grace: SignedDuration) -> Option<Self> {
         let delete_after = told.deletion.delete_after.clone()?;
-        let left_then = grace_left(&told.deletion, grace, Timestamp::now());
+        let left_then = grace_left(&told.deletion, grace);
         Some(Self { delete_after, since: Instant::now(), left_then })
     }
 

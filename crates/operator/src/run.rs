@@ -54,6 +54,9 @@ pub struct RunOptions {
     pub database_workers: usize,
     /// Time after which databases and Secrets are looked at again without a cause.
     pub recheck: Duration,
+    /// Time after which the API server ends a watch and it is taken up again. One that has fallen silent is noticed
+    /// 5 seconds later.
+    pub watch: Duration,
     /// Time between the confirmation of a deletion and the deletion.
     pub deletion_grace: SignedDuration,
 }
@@ -68,7 +71,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let agent = HeaderValue::try_from(format!("conme-operator/{}", options.version))?;
     config.headers.push((USER_AGENT, agent));
     tracing::info!(version = options.version, "conme-operator");
-    let client = bounded_client(config)?;
+    let client = bounded_client(config, options.watch)?;
     let metrics = Arc::new(OperatorMetrics::new(options.version));
     let every_call = Calls::new(metrics.clone());
     let leadership = Arc::new(lease::Leadership::default());
@@ -97,7 +100,7 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     });
 
     let mut loops = JoinSet::new();
-    let watches = start_watches(&context, &mut loops);
+    let watches = start_watches(&context, options.watch, &mut loops);
     let alive = Arc::new(AtomicBool::new(true));
     let vitals = Vitals {
         watches: context.watches.get_or_init(|| watches).clone(),
@@ -119,12 +122,14 @@ pub async fn run(options: RunOptions) -> anyhow::Result<()> {
     let work = async {
         leads.wait_for(|leads| *leads).await?;
         metrics.leading(true);
-        while !context.caches_are_complete() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        context.may_work().await;
         tracing::info!("leading, and every cache is complete");
         begin(&context);
         start_workers(&context, &options, &mut loops);
+        {
+            let context = context.clone();
+            loops.spawn(async move { follow(&context, &mut leads).await });
+        }
         // None of the loops ends by itself.
         let ended = loops.join_next().await;
         alive.store(false, Ordering::Release);
@@ -162,6 +167,18 @@ async fn stopped() {
     }
 }
 
+/// Tells who leads, and looks at everything once more when this process may write again: what was refused meanwhile would
+/// otherwise wait for the end of its pause.
+async fn follow(context: &Context, leads: &mut watch::Receiver<bool>) {
+    while leads.changed().await.is_ok() {
+        let now_leads = *leads.borrow_and_update();
+        context.metrics.leading(now_leads);
+        if now_leads {
+            begin(context);
+        }
+    }
+}
+
 /// Everything is looked at once, also what no longer has a Comune.
 fn begin(context: &Context) {
     let mut names = context.world().comune_names();
@@ -172,7 +189,7 @@ fn begin(context: &Context) {
     context.catalogue.add(catalogue::ALL);
 }
 
-fn start_watches(context: &Arc<Context>, loops: &mut JoinSet<()>) -> Vec<WatchHealth> {
+fn start_watches(context: &Arc<Context>, period: Duration, loops: &mut JoinSet<()>) -> Vec<WatchHealth> {
     let mut watches = Vec::new();
     let mut health = |name: &str| {
         let health = WatchHealth::new(name);
@@ -183,21 +200,27 @@ fn start_watches(context: &Arc<Context>, loops: &mut JoinSet<()>) -> Vec<WatchHe
     for kind in Kind::ALL {
         let shared = context.clone();
         let handle = move |event| on_child(&shared, kind, event);
-        loops.spawn(watch_children(client.clone(), kind, health(kind.plural()), handle));
+        loops.spawn(watch_children(client.clone(), kind, period, health(kind.plural()), handle));
     }
     let shared = context.clone();
-    loops
-        .spawn(watch_own::<Comune>(client.clone(), health("comuni"), move |event| on_comune(&shared, event)));
+    loops.spawn(watch_own::<Comune>(client.clone(), period, health("comuni"), move |event| {
+        on_comune(&shared, event)
+    }));
     let shared = context.clone();
-    loops.spawn(watch_own::<DataCenter>(client.clone(), health("datacenters"), move |event| {
+    loops.spawn(watch_own::<DataCenter>(client.clone(), period, health("datacenters"), move |event| {
         on_data_center(&shared, event);
     }));
     let shared = context.clone();
-    loops.spawn(watch_own::<ServiceTemplate>(client.clone(), health("servicetemplates"), move |event| {
-        on_template(&shared, event);
-    }));
+    loops.spawn(watch_own::<ServiceTemplate>(
+        client.clone(),
+        period,
+        health("servicetemplates"),
+        move |event| {
+            on_template(&shared, event);
+        },
+    ));
     let shared = context.clone();
-    loops.spawn(watch_own::<StorageClass>(client.clone(), health("storageclasses"), move |event| {
+    loops.spawn(watch_own::<StorageClass>(client.clone(), period, health("storageclasses"), move |event| {
         on_storage_class(&shared, event);
     }));
     watches
@@ -219,7 +242,7 @@ fn on_child(context: &Context, kind: Kind, event: Event<serde_json::Value>) {
     for Touched { comune, former, namespace, drift: _ } in touched {
         comune.iter().chain(&former).for_each(|name| context.comuni.add(name));
         if let Some(namespace) = namespace {
-            let seen = context.index().namespace(&namespace).cloned();
+            let seen = context.index().namespace(&namespace);
             let touched = context.world().note_namespace(&namespace, seen.as_ref());
             touched.iter().for_each(|name| context.comuni.add(name));
             let claimants = context.world().claimants_of_namespace(&namespace);
@@ -338,6 +361,8 @@ async fn work(
     let queue = queue(context);
     loop {
         let name = queue.next().await;
+        // Without the API server every pass would fail, and what comes back would find everybody in a long pause.
+        context.may_work().await;
         let begin = Instant::now();
         let result = reconcile(context, &name).await;
         let outcome = match result {

@@ -84,12 +84,13 @@ impl World {
             return BTreeSet::new();
         }
         comune.metadata.managed_fields = None;
+        let comune = Arc::new(comune);
         let waiting = self.register.waiting_for_room();
-        let mut touched = self.register.put(&comune);
+        let mut touched = self.register.put_shared(comune.clone());
         if !touched.is_empty() || !waiting.is_empty() {
             touched.extend(waiting);
         }
-        self.comuni.insert(name.clone(), Arc::new(comune));
+        self.comuni.insert(name.clone(), comune);
         touched.insert(name);
         touched
     }
@@ -173,17 +174,12 @@ impl World {
 
     /// For how long this process has known of the grace period that the status tells of, and what was left of it when
     /// it first knew.
-    pub fn grace_of(
-        &self,
-        comune: &Comune,
-        grace: SignedDuration,
-        now: Timestamp,
-    ) -> (SignedDuration, SignedDuration) {
+    pub fn grace_of(&self, comune: &Comune, grace: SignedDuration) -> (SignedDuration, SignedDuration) {
         let deletion = comune.status.as_ref().and_then(|status| status.deletion.clone()).unwrap_or_default();
         let known = self.graces.get(&comune.name_any());
         match known.filter(|known| known.ends(deletion.delete_after.as_ref())) {
             Some(known) => known.run(),
-            None => (SignedDuration::ZERO, grace_left(&deletion, grace, now)),
+            None => (SignedDuration::ZERO, grace_left(&deletion, grace)),
         }
     }
 
@@ -200,7 +196,8 @@ impl World {
         if let Some((_, at)) = known {
             return at.clone();
         }
-        let at = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
+        let at = self.register.admission(now);
+        let at = Timestamp::from_second(at.as_second()).unwrap_or(at).to_string();
         self.admissions.insert(name, (comune.metadata.uid.clone(), at.clone()));
         at
     }

@@ -496,6 +496,7 @@ mod tests {
                 requested_at: "2026-11-22T08:00:00Z".into(),
                 confirmed_at: end.as_ref().map(|_| "2026-11-22T09:00:00Z".into()),
                 delete_after: end,
+                seen_seconds: None,
             });
             let mut condition = status.conditions[0].clone();
             condition.type_ = reasons::DELETING.into();

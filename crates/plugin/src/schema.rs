@@ -146,8 +146,9 @@ fn check_map(
             }
             continue;
         };
-        // The API server takes a field without a value for one that is not there.
-        if is_null && schema.nullable != Some(true) {
+        // The API server takes a field without a value for one that is not there, and where it may be null the operator
+        // does.
+        if is_null {
             continue;
         }
         let place = match &entry.value.data {
@@ -211,12 +212,13 @@ fn with_defaults(mut value: Value, schema: &JSONSchemaProps) -> Value {
 }
 
 fn has_type(node: &Node, schema: &JSONSchemaProps) -> bool {
+    let is_amount = schema.x_kubernetes_int_or_string == Some(true);
     let value = match &node.data {
-        Data::List(_) => return matches!(schema.type_.as_deref(), Some("array") | None),
-        Data::Map(_) => return matches!(schema.type_.as_deref(), Some("object") | None),
+        Data::List(_) => return !is_amount && matches!(schema.type_.as_deref(), Some("array") | None),
+        Data::Map(_) => return !is_amount && matches!(schema.type_.as_deref(), Some("object") | None),
         Data::Scalar { value, .. } => value,
     };
-    if schema.x_kubernetes_int_or_string == Some(true) {
+    if is_amount {
         return value.is_string() || is_whole(value);
     }
     match schema.type_.as_deref() {
@@ -229,8 +231,10 @@ fn has_type(node: &Node, schema: &JSONSchemaProps) -> bool {
     }
 }
 
+/// Also what is written with a point or an exponent, as far as it is a number that the API server can hold.
 fn is_whole(value: &Value) -> bool {
-    value.is_i64() || value.is_u64() || value.as_f64().is_some_and(|number| number.fract() == 0.0)
+    let is_held = |number: f64| number.fract() == 0.0 && number.abs() < i64::MAX as f64;
+    value.is_i64() || value.is_u64() || value.as_f64().is_some_and(is_held)
 }
 
 fn wrong_type(node: &Node, place: Position, schema: &JSONSchemaProps, path: &Path) -> Finding {

@@ -303,3 +303,28 @@ mod never_panics {
         }
     }
 }
+
+/// What only spoilt manifests showed, in thousands of them: the API server answers each of these as it is said here.
+#[test]
+fn what_the_api_server_takes_is_taken_and_what_it_refuses_is_refused() {
+    let minimal = std::fs::read_to_string(checkout().join("examples/minimal.yaml")).unwrap();
+    let found = |more: &str| -> Vec<String> {
+        let source = input::Source { name: "x".into(), bytes: format!("{minimal}{more}\n").into_bytes() };
+        let manifests = conme_kubectl::validate::examine(&[source], &Rules::default());
+        assert_eq!(manifests.objects.len(), 1, "{:?}", manifests.problems);
+        manifests.objects[0].problems().map(|problem| problem.path.to_string()).collect()
+    };
+    let quota = |memory: &str| found(&format!("  quota: {{cpu: 2, memory: {memory}}}"));
+    assert!(quota("4Gi").is_empty() && quota("4e9").is_empty());
+    for wrong in ["[4Gi]", "{size: 4Gi}", "1e308", "true"] {
+        assert_eq!(quota(wrong), ["spec.quota.memory"], "{wrong}");
+    }
+    // A field that has no value is not there.
+    assert!(found("  network:\n  tier: ~").is_empty());
+    // More than any number can be: it is told, and nothing falls.
+    let shares = |share: &str| {
+        found(&format!("  environments: [{{name: a, share: {share}}}, {{name: b, share: {share}}}]"))
+    };
+    assert!(shares("50").is_empty());
+    assert!(shares("9223372036854775807").contains(&"spec.environments[0].share".to_owned()));
+}

@@ -14,6 +14,7 @@ mod control_plane;
 mod debian;
 pub mod demo;
 mod dirs;
+mod faketime;
 mod helper;
 mod http;
 pub mod install;
@@ -32,6 +33,7 @@ mod tools;
 mod user;
 
 pub use dirs::{Dirs, check_name};
+pub use faketime::ensure_faketime;
 pub use instance::{ClusterStatus, Condition, Ephemeral, Instance, ProgramStatus, Status};
 pub use mariadb::ensure_mariadb;
 pub use options::{Cluster, Hosts, Options};

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     Circumstances, Departure, Estate, NamespaceSeen, Observed, Told, departure, estate, finalizers_to_write,
-    fixtures, grace_left, held_by_others, plan_departure,
+    fixtures, grace_left, grace_step, held_by_others, plan_departure,
 };
 
 const GRACE: SignedDuration = SignedDuration::from_hours(72);
@@ -116,10 +116,35 @@ fn a_clock_that_jumps_does_not_shorten_it() {
     };
     held(of(SignedDuration::from_hours(71), GRACE));
     assert!(matches!(of(GRACE, GRACE), Departure::CleanUp(_)));
-    // And one that was set back lengthens it by the whole of it at most.
-    let deletion = comune.status.as_ref().unwrap().deletion.clone().unwrap();
-    assert_eq!(grace_left(&deletion, GRACE, now() - SignedDuration::from_hours(9000)), GRACE);
-    assert_eq!(grace_left(&deletion, GRACE, jumped), SignedDuration::ZERO);
+}
+
+#[test]
+fn a_clock_that_jumps_while_no_operator_runs_does_not_shorten_it_either() {
+    // Seen for ten hours and a half by the first, which ends; the clock jumps; the second begins.
+    let hours = SignedDuration::from_hours;
+    let look = |comune: &Comune, known_for, left_then, now| {
+        let circumstances = Circumstances { known_for, left_then, ..calm() };
+        departure(comune, &Estate::default(), &circumstances, now)
+    };
+    let first = held(look(&confirmed(), SignedDuration::ZERO, GRACE, now()));
+    assert_eq!(first.deletion.seen_seconds, Some(0));
+    let comune = store(&confirmed(), &first);
+    let later = now() + hours(10);
+    let told = held(look(&comune, hours(10) + SignedDuration::from_mins(30), GRACE, later));
+    assert_eq!(told.deletion.seen_seconds, Some(10 * 3600), "in steps of an hour");
+    let comune = store(&comune, &told);
+    let left = grace_left(&told.deletion, GRACE);
+    assert_eq!(left, hours(62));
+    let jumped = now() + hours(1000);
+    let told = held(look(&comune, SignedDuration::ZERO, left, jumped));
+    assert_eq!(told.deletion.seen_seconds, Some(10 * 3600));
+    held(look(&comune, hours(61), left, jumped));
+    assert!(matches!(look(&comune, hours(62), left, jumped), Departure::CleanUp(_)));
+    // Another setting meanwhile changes neither the end nor what is left.
+    assert_eq!(grace_left(&told.deletion, hours(1)), hours(62));
+    // One that no operator has told of yet is left whole.
+    assert_eq!(grace_left(&conme_api::DeletionStatus::default(), GRACE), GRACE);
+    assert_eq!(grace_step(SignedDuration::from_secs(8)), SignedDuration::from_secs(1));
 }
 
 #[test]
