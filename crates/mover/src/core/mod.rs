@@ -1,0 +1,17 @@
+//! Every decision of the mover, without a disk, a socket, a clock or a thread.
+//!
+//! The two ends of a transfer are [`sender::Sender`] and [`receiver::Receiver`]. They see disks and their own
+//! memory of a transfer only through the traits of [`ports`], so that a test can give them a disk that forgets.
+
+pub mod evidence;
+pub mod frame;
+pub mod geometry;
+pub mod hash;
+pub mod journal;
+pub mod pace;
+pub mod pack;
+pub mod ports;
+pub mod receiver;
+pub mod rounds;
+pub mod sender;
+pub mod verify;
