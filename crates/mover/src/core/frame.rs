@@ -639,7 +639,11 @@ impl<'a> Reader<'a> {
 
     fn digests(&mut self) -> Result<Vec<Digest>, BadFrame> {
         let (digests, rest) = self.rest().as_chunks::<32>();
-        if rest.is_empty() { Ok(digests.iter().map(|bytes| Digest(*bytes)).collect()) } else { Err(BadFrame::Length(self.kind)) }
+        if rest.is_empty() {
+            Ok(digests.iter().map(|bytes| Digest(*bytes)).collect())
+        } else {
+            Err(BadFrame::Length(self.kind))
+        }
     }
 
     /// Bytes that come with their number.

@@ -29,8 +29,10 @@ pub enum BadGeometry {
     #[error("a disk of {0} bytes cannot be moved: it has to have between 1 byte and 256 TiB")]
     Length(u64),
     /// Units and leaves do not fit each other.
-    #[error("units of {unit} and leaves of {leaf} bytes do not fit: both are powers of two, a leaf has at least \
-             4096 bytes, a unit at most 1 MiB and at most 256 leaves")]
+    #[error(
+        "units of {unit} and leaves of {leaf} bytes do not fit: both are powers of two, a leaf has at least \
+             4096 bytes, a unit at most 1 MiB and at most 256 leaves"
+    )]
     Sizes {
         /// Bytes of a unit.
         unit: u32,
@@ -210,7 +212,9 @@ mod tests {
     fn measures_outside_the_limits_are_refused() {
         assert_eq!(Geometry::new(0, UNIT, LEAF), Err(BadGeometry::Length(0)));
         assert!(Geometry::new(u64::MAX, UNIT, LEAF).is_err());
-        for (unit, leaf) in [(0, 0), (UNIT * 2, LEAF), (UNIT, 512), (UNIT, UNIT * 2), (UNIT - 1, LEAF), (4096, 8192)] {
+        for (unit, leaf) in
+            [(0, 0), (UNIT * 2, LEAF), (UNIT, 512), (UNIT, UNIT * 2), (UNIT - 1, LEAF), (4096, 8192)]
+        {
             assert_eq!(Geometry::new(1, unit, leaf), Err(BadGeometry::Sizes { unit, leaf }));
         }
         assert!(Geometry::new(1, 4096, 4096).is_ok());

@@ -23,6 +23,11 @@ impl Digest {
     }
 }
 
+/// The name of a transfer, as people see it.
+pub fn transfer_name(id: &[u8; 16]) -> String {
+    id.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -123,7 +128,12 @@ impl Zeros {
     pub fn new(geometry: &Geometry) -> Self {
         let of = |index: u64| unit(geometry, index, &leaves(geometry, &vec![0; geometry.unit_len(index)]));
         let last = geometry.units().saturating_sub(1);
-        Self { full_leaf: leaf(&vec![0; geometry.leaf() as usize]), full_unit: of(0), last_unit: of(last), last }
+        Self {
+            full_leaf: leaf(&vec![0; geometry.leaf() as usize]),
+            full_unit: of(0),
+            last_unit: of(last),
+            last,
+        }
     }
 
     /// The hash of a unit of zeros.

@@ -32,7 +32,14 @@ pub struct Record {
 
 impl Default for Record {
     fn default() -> Self {
-        Self { serial: 0, round: 0, kind: RoundKind::Copy, complete: false, watermark: 0, touched: Vec::new() }
+        Self {
+            serial: 0,
+            round: 0,
+            kind: RoundKind::Copy,
+            complete: false,
+            watermark: 0,
+            touched: Vec::new(),
+        }
     }
 }
 

@@ -136,7 +136,9 @@ impl Fault {
         match self {
             Self::Refused { later, .. } => *later,
             Self::Peer(_) => true,
-            Self::Disk(_) | Self::State(_) | Self::Damaged { .. } | Self::Disturbed(_) | Self::Differs(_) => false,
+            Self::Disk(_) | Self::State(_) | Self::Damaged { .. } | Self::Disturbed(_) | Self::Differs(_) => {
+                false
+            }
         }
     }
 }

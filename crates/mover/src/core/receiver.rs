@@ -50,8 +50,19 @@ pub struct Tally {
 
 #[derive(Debug)]
 enum Write {
-    Unit { unit: u64, hash: Digest, changed: LeafSet, zero: LeafSet, content: Vec<u8>, digests: Vec<Digest>, known: bool },
-    Zeros { first: u64, count: u32 },
+    Unit {
+        unit: u64,
+        hash: Digest,
+        changed: LeafSet,
+        zero: LeafSet,
+        content: Vec<u8>,
+        digests: Vec<Digest>,
+        known: bool,
+    },
+    Zeros {
+        first: u64,
+        count: u32,
+    },
 }
 
 /// The receiver's end of one session.
@@ -221,8 +232,11 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
             }
             ToReceiver::Zeros { first, count } => {
                 self.expect_round()?;
-                let end = first.checked_add(count.into()).filter(|end| count > 0 && *end <= self.geometry.units());
-                let Some(end) = end else { return Err(Fault::Peer("zeros behind the end of the disk".into())) };
+                let end =
+                    first.checked_add(count.into()).filter(|end| count > 0 && *end <= self.geometry.units());
+                let Some(end) = end else {
+                    return Err(Fault::Peer("zeros behind the end of the disk".into()));
+                };
                 if self.batch_units.range(first..end).next().is_some() {
                     answers.extend(self.try_commit()?);
                 }
@@ -255,7 +269,8 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
     }
 
     fn begin(&mut self, round: u32, kind: RoundKind) -> Result<(), Fault> {
-        let goes_on = round == self.record.round && kind == self.record.kind && !self.record.complete && round > 0;
+        let goes_on =
+            round == self.record.round && kind == self.record.kind && !self.record.complete && round > 0;
         if !goes_on && self.record.round.checked_add(1) != Some(round) {
             return Err(Fault::Peer(format!("round {round} after round {}", self.record.round)));
         }
@@ -295,7 +310,11 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
         if known == self.zeros.unit(unit) {
             return Ok(Some(self.zeros.leaves(&self.geometry, unit)));
         }
-        let stored = self.tables.leaves.get(self.leaf_place(unit), self.geometry.leaves(unit)).map_err(Fault::State)?;
+        let stored = self
+            .tables
+            .leaves
+            .get(self.leaf_place(unit), self.geometry.leaves(unit))
+            .map_err(Fault::State)?;
         if hash::unit(&self.geometry, unit, &stored) == known {
             return Ok(Some(stored));
         }
@@ -418,7 +437,10 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
                         let range = start..(start + ZEROS).min(end);
                         let count = (range.end - range.start) as usize;
                         let known = self.tables.units.get(start, count).map_err(Fault::State)?;
-                        range.zip(known).filter(|(_, digest)| digest.is_known()).for_each(|(unit, _)| add(unit));
+                        range
+                            .zip(known)
+                            .filter(|(_, digest)| digest.is_known())
+                            .for_each(|(unit, _)| add(unit));
                     }
                 }
             }
@@ -511,7 +533,9 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
         };
         let proven = match self.record.kind {
             RoundKind::Copy => true,
-            RoundKind::Proof => verified.is_some_and(|seen| seen.damaged == 0 && Some(seen.sha256) == end.sha256),
+            RoundKind::Proof => {
+                verified.is_some_and(|seen| seen.damaged == 0 && Some(seen.sha256) == end.sha256)
+            }
         };
         let agreed = proven && root == Some(end.root);
         let damaged = verified.map_or(0, |verified| verified.damaged);

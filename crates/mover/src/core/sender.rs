@@ -25,6 +25,8 @@ const ZEROS: u32 = 65536;
 const HELD: usize = (8 << 20) / 32;
 /// Units that may pass in silence before the receiver is told how far the reading is.
 const SILENCE: u64 = 1024;
+/// Frames that may be under way: their answers must find room at this end.
+pub const FRAMES: usize = 4096;
 /// Requests for hashes that may be under way.
 const REQUESTS: usize = 16;
 /// Times that one unit may arrive damaged.
@@ -67,6 +69,8 @@ pub struct Tally {
     pub units_before: u64,
     /// Units that were sent, whole or in part.
     pub units_sent: u64,
+    /// Units that the receiver has acknowledged, of those that were sent and of zeros.
+    pub units_acknowledged: u64,
     /// Bytes of content that were sent, before packing.
     pub content: u64,
     /// Bytes of the frames that carried them.
@@ -347,7 +351,8 @@ impl<S: Source, T: Table> Sender<S, T> {
             return Err(Fault::Peer("segments that nobody asked for".into()));
         };
         let asked = comparison.asked_segments.take();
-        if asked.as_ref().is_none_or(|asked| asked.start != first || asked.end - first != hashes.len() as u64) {
+        if asked.as_ref().is_none_or(|asked| asked.start != first || asked.end - first != hashes.len() as u64)
+        {
             return Err(Fault::Peer("other segments than were asked for".into()));
         }
         for (segment, theirs) in (first..).zip(hashes) {
@@ -401,9 +406,14 @@ impl<S: Source, T: Table> Sender<S, T> {
                 Change::Unit { unit, .. } if landed.refused => {
                     self.again.insert(unit);
                 }
-                Change::Unit { unit, hash, leaves, digests } => self.believe(unit, hash, &leaves, &digests)?,
+                Change::Unit { unit, hash, leaves, digests } => {
+                    self.tally.units_acknowledged += 1;
+                    self.believe(unit, hash, &leaves, &digests)?;
+                }
                 Change::Zeros { first, count } => {
-                    let zeros: Vec<_> = (first..first + u64::from(count)).map(|unit| self.zeros.unit(unit)).collect();
+                    self.tally.units_acknowledged += u64::from(count);
+                    let zeros: Vec<_> =
+                        (first..first + u64::from(count)).map(|unit| self.zeros.unit(unit)).collect();
                     self.tables.units.set(first, &zeros).map_err(Fault::State)?;
                 }
                 Change::Progress => {}
@@ -413,7 +423,13 @@ impl<S: Source, T: Table> Sender<S, T> {
     }
 
     /// The receiver has these leaves now, durably.
-    fn believe(&mut self, unit: u64, hash: Digest, leaves: &LeafSet, digests: &[Digest]) -> Result<(), Fault> {
+    fn believe(
+        &mut self,
+        unit: u64,
+        hash: Digest,
+        leaves: &LeafSet,
+        digests: &[Digest],
+    ) -> Result<(), Fault> {
         let place = self.leaf_place(unit);
         let mut digests = digests;
         for run in runs(leaves) {
@@ -466,11 +482,12 @@ impl<S: Source, T: Table> Sender<S, T> {
 
     /// One piece of the reading; `None` when there may be more at once.
     fn advance(&mut self) -> Result<Option<Step>, Fault> {
-        if self.in_flight_cost >= self.window || self.held >= HELD || self.wanted.len() >= REQUESTS {
+        let full = self.in_flight_cost >= self.window || self.held >= HELD || self.in_flight.len() >= FRAMES;
+        if full || self.wanted.len() >= REQUESTS {
             return Ok(Some(Step::Wait));
         }
         if let Some(unit) = self.again.pop_first() {
-            self.read(unit)?;
+            self.read(unit, false)?;
             return Ok(None);
         }
         if self.cursor < self.geometry.units() {
@@ -503,7 +520,7 @@ impl<S: Source, T: Table> Sender<S, T> {
             self.tally.units_before += 1;
             return Ok(());
         }
-        self.read(unit)
+        self.read(unit, true)
     }
 
     /// What was seen of a unit, and what the receiver has.
@@ -520,22 +537,20 @@ impl<S: Source, T: Table> Sender<S, T> {
         Ok((of(&self.page.seen), of(&self.page.units)))
     }
 
-    fn read(&mut self, unit: u64) -> Result<(), Fault> {
+    fn read(&mut self, unit: u64, in_order: bool) -> Result<(), Fault> {
         let offset = self.geometry.offset(unit);
         let end = offset + self.geometry.unit_len(unit) as u64;
-        if self.stretch.is_none_or(|stretch| stretch.end <= offset) || unit < self.cursor.saturating_sub(1) {
+        if self.stretch.is_none_or(|stretch| stretch.end <= offset) || !in_order {
             self.stretch = Some(self.source.extent(offset).map_err(Fault::Disk)?);
         }
         let in_hole = self.stretch.is_some_and(|stretch| !stretch.data && stretch.end >= end);
         self.buffer.resize(self.geometry.unit_len(unit), 0);
         if !in_hole {
             self.source.read(offset, &mut self.buffer).map_err(Fault::Disk)?;
-        } else if self.sha256.is_some() {
+        } else if in_order && self.sha256.is_some() {
             self.buffer.fill(0);
         }
-        if let Some(sha256) = &mut self.sha256
-            && unit + 1 == self.cursor
-        {
+        if in_order && let Some(sha256) = &mut self.sha256 {
             sha256.add(&self.buffer);
         }
         if in_hole || hash::is_zero(&self.buffer) {
@@ -655,9 +670,12 @@ impl<S: Source, T: Table> Sender<S, T> {
         let mut root = Root::new(&self.geometry);
         for segment in 0..self.geometry.segments() {
             let range = self.geometry.segment_units(segment);
-            for (unit, seen) in range.clone().zip(get(&mut self.tables.seen, range.start + 1..range.end + 1)?) {
+            for (unit, seen) in range.clone().zip(get(&mut self.tables.seen, range.start + 1..range.end + 1)?)
+            {
                 if !seen.is_known() {
-                    return Err(Fault::State(std::io::Error::other(format!("what was read of unit {unit} is lost"))));
+                    return Err(Fault::State(std::io::Error::other(format!(
+                        "what was read of unit {unit} is lost"
+                    ))));
                 }
                 root.add(&seen);
             }
@@ -694,7 +712,10 @@ impl Comparison {
             return Some(ToReceiver::WantUnits { segment });
         }
         // The next stretch of segments waits until the differences of this one are known: the memory is bounded.
-        if self.asked_segments.is_none() && self.segments.is_empty() && self.next_segment < geometry.segments() {
+        if self.asked_segments.is_none()
+            && self.segments.is_empty()
+            && self.next_segment < geometry.segments()
+        {
             let first = self.next_segment;
             self.next_segment = first.saturating_add(SEGMENT).min(geometry.segments());
             self.asked_segments = Some(first..self.next_segment);

@@ -126,7 +126,9 @@ impl Verifier {
                 self.found.named.push(unit);
             }
             if let Some(actual_leaves) = actual_leaves {
-                leaves.set(unit * self.geometry.full_leaves() as u64, &actual_leaves).map_err(Fault::State)?;
+                leaves
+                    .set(unit * self.geometry.full_leaves() as u64, &actual_leaves)
+                    .map_err(Fault::State)?;
             }
             units.set(unit, &[actual]).map_err(Fault::State)?;
         }

@@ -6,5 +6,6 @@ mod raw;
 mod table;
 
 pub use log::FileLog;
+pub(crate) use raw::sync_parent;
 pub use raw::{Around, Disk, OpenError};
 pub use table::FileTable;

@@ -130,6 +130,23 @@ impl Disk {
         Ok(this)
     }
 
+    /// Whether a transfer may begin on this target: nothing is there, or it may be lost.
+    ///
+    /// # Errors
+    /// When something is there, or it cannot be read.
+    pub fn vacant(path: &Path, overwrite: bool) -> Result<(), OpenError> {
+        if overwrite || !path.try_exists().map_err(|error| io_error(path, error))? {
+            return Ok(());
+        }
+        let mut this = Self::source(path)?;
+        let empty = if this.block_device {
+            this.begins_empty().map_err(|error| io_error(path, error))?
+        } else {
+            this.len == 0
+        };
+        if empty { Ok(()) } else { Err(OpenError::NotEmpty(path.into())) }
+    }
+
     fn new(path: &Path, file: File) -> Result<Self, OpenError> {
         let meta = file.metadata().map_err(|error| io_error(path, error))?;
         let block_device = meta.file_type().is_block_device();
@@ -246,9 +263,15 @@ impl Target for Disk {
     fn zero(&mut self, offset: u64, len: u64) -> io::Result<()> {
         let ways = if self.block_device {
             // Discarding a device may leave anything there; this leaves zeros.
-            [FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE]
+            [
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            ]
         } else {
-            [FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE]
+            [
+                FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+                FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            ]
         };
         for way in ways {
             match rustix::fs::fallocate(&self.file, way, offset, len) {

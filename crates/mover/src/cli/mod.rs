@@ -1,0 +1,509 @@
+//! The command line: what a person asks for, and how it is answered.
+
+mod output;
+
+use std::fs::File;
+use std::io::Read as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use jiff::{SignedDuration, Timestamp};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use tokio::sync::watch;
+
+pub use output::{Form, Output};
+
+use crate::core::evidence::Evidence;
+use crate::core::frame::RoundKind;
+use crate::core::geometry::LEAF;
+use crate::core::hash::{Digest, Root};
+use crate::core::ports::Table as _;
+use crate::core::verify::{Verified, Verifier};
+use crate::disk::Disk;
+use crate::identity::{Authority, Identity, Role, Token, agent_uri, receiver_uri, signer, write_private};
+use crate::net::agent::{self, AgentError};
+use crate::net::{enrol, receive};
+
+/// Name and version, as both ends tell each other.
+pub const SOFTWARE: &str = concat!("conme-mover ", env!("CARGO_PKG_VERSION"));
+
+/// The bytes were not what they should be.
+const DIFFERS: u8 = 4;
+/// Given up waiting for a connection.
+const GAVE_UP: u8 = 3;
+const FAILED: u8 = 1;
+
+/// Moves the disks of a local server into the data centre while it keeps working, and proves that they arrived.
+#[derive(Debug, Parser)]
+#[command(
+    name = "conme-mover",
+    version,
+    after_help = "A first transfer, with everything on one machine:\n\n  \
+        conme-mover ca init --dir ca --municipality torre-di-mosto\n  \
+        conme-mover ca receiver --dir ca --target protocollo --out receiver\n  \
+        conme-mover receive --identity receiver --state received --listen 127.0.0.1:7443 --target disk.img &\n  \
+        conme-mover ca serve --dir ca --listen 127.0.0.1:7444 &\n  \
+        conme-mover ca token --dir ca --source srv1 --target protocollo --enrol 127.0.0.1:7444 \\\n      \
+        --receive 127.0.0.1:7443 --out token.json\n  \
+        conme-mover enrol --token token.json --state agent\n  \
+        conme-mover agent --state agent --source /dev/vda --prove\n\n\
+        It may be killed or cut off at any moment, at either end: started again, it goes on where it was.\n\n\
+        Exit codes: 0 done, 1 failed, 2 wrong use, 3 given up waiting, 4 the content differs."
+)]
+pub struct Cli {
+    /// How to tell what happens: `json` writes one event a line to standard output.
+    #[arg(long, global = true, value_enum, default_value_t = Form::Plain)]
+    output: Form,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// On the local server: send a disk.
+    Agent(AgentArgs),
+    /// In the data centre: receive a disk.
+    Receive(ReceiveArgs),
+    /// On the local server: get a certificate with a token.
+    Enrol(EnrolArgs),
+    /// In the data centre: the authority of one municipality.
+    #[command(subcommand)]
+    Ca(Ca),
+    /// Read a target back from its own disk, or check evidence.
+    Verify(VerifyArgs),
+    /// Show what a receiver has, as JSON.
+    Manifest {
+        /// The receiver's state directory.
+        #[arg(long, value_name = "DIR")]
+        state: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct AgentArgs {
+    /// Where enrolment left the certificate, and where this transfer is remembered.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
+    state: PathBuf,
+    /// The block device or image to send.
+    #[arg(long, value_name = "PATH")]
+    source: PathBuf,
+    /// Where the receiver is, when it is not where the token said.
+    #[arg(long, value_name = "HOST:PORT")]
+    connect: Option<String>,
+    /// After the copy, read everything once more from the first byte on, with SHA-256, and have the target read
+    /// back from its disk. Nothing may write to the source meanwhile.
+    #[arg(long)]
+    prove: bool,
+    /// The fastest that it may send, such as 8mbit; as fast as the link carries when absent.
+    #[arg(long, value_name = "RATE", value_parser = rate)]
+    cap: Option<u64>,
+    /// The least that is sent: 4096, 8192 or 16384 bytes. Fixed with the first session.
+    #[arg(long, value_name = "BYTES", default_value_t = LEAF)]
+    leaf: u32,
+    /// How hard to compress: zstd's levels 1 to 19; 0 not at all.
+    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(0..=19))]
+    level: i32,
+    /// Give up after so long without a connection, such as 30m; it tries for ever when absent.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    give_up_after: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+struct ReceiveArgs {
+    /// The directory that `conme-mover ca receiver` made.
+    #[arg(long, value_name = "DIR")]
+    identity: PathBuf,
+    /// Where this transfer is remembered.
+    #[arg(long, value_name = "DIR")]
+    state: PathBuf,
+    /// Where to listen.
+    #[arg(long, value_name = "IP:PORT", default_value = "[::]:7443")]
+    listen: SocketAddr,
+    /// The block device or image to write.
+    #[arg(long, value_name = "PATH")]
+    target: PathBuf,
+    /// What is on the target may be lost.
+    #[arg(long)]
+    overwrite: bool,
+    /// End with success when a proof has succeeded.
+    #[arg(long)]
+    until_proven: bool,
+}
+
+#[derive(Debug, Args)]
+struct EnrolArgs {
+    /// The file with the token; - reads it from standard input.
+    #[arg(long, value_name = "FILE")]
+    token: PathBuf,
+    /// Where the certificate goes.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
+    state: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Ca {
+    /// Make the authority.
+    Init {
+        /// Its directory: with it, certificates for this municipality can be made. Keep it from everybody.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The municipality.
+        #[arg(long, value_name = "NAME")]
+        municipality: String,
+    },
+    /// Make the certificate of a receiver.
+    Receiver {
+        /// The authority.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The target that it writes.
+        #[arg(long, value_name = "NAME")]
+        target: String,
+        /// Where it goes.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+    },
+    /// Make a token with which one server enrols for one target, once.
+    Token {
+        /// The authority.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// The server.
+        #[arg(long, value_name = "NAME")]
+        source: String,
+        /// The target that it may write to.
+        #[arg(long, value_name = "NAME")]
+        target: String,
+        /// Where the server finds `conme-mover ca serve`.
+        #[arg(long, value_name = "HOST:PORT")]
+        enrol: String,
+        /// Where the server finds the receiver.
+        #[arg(long, value_name = "HOST:PORT")]
+        receive: String,
+        /// How long it is good.
+        #[arg(long, value_name = "TIME", default_value = "24h", value_parser = duration)]
+        valid: Duration,
+        /// The file that it goes to; - writes it to standard output.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Issue certificates to servers that come with a token.
+    Serve {
+        /// The authority.
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
+        /// Where to listen.
+        #[arg(long, value_name = "IP:PORT", default_value = "[::]:7444")]
+        listen: SocketAddr,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct VerifyArgs {
+    /// The receiver's state directory: reads the target back and compares it with what was written.
+    #[arg(long, value_name = "DIR", requires = "target", conflicts_with = "evidence")]
+    state: Option<PathBuf>,
+    /// An evidence file: checks what both ends signed; with --target also whether it is still so.
+    #[arg(long, value_name = "FILE", requires = "authority")]
+    evidence: Option<PathBuf>,
+    /// The certificate of the authority that has to have signed: `authority.pem`.
+    #[arg(long, value_name = "FILE")]
+    authority: Option<PathBuf>,
+    /// The target.
+    #[arg(long, value_name = "PATH")]
+    target: Option<PathBuf>,
+}
+
+/// Runs the program.
+pub fn run(cli: Cli) -> ExitCode {
+    let output = Output::new(cli.output);
+    match try_run(cli.command, &output) {
+        Ok(code) => code,
+        Err(error) => {
+            output.error(&error);
+            let gave_up = error
+                .downcast_ref::<AgentError>()
+                .is_some_and(|error| matches!(error, AgentError::GaveUp { .. }));
+            ExitCode::from(if gave_up { GAVE_UP } else { FAILED })
+        }
+    }
+}
+
+fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
+    let done = |()| ExitCode::SUCCESS;
+    match command {
+        Command::Agent(args) => runtime()?.block_on(send(args, output)).map(done),
+        Command::Receive(args) => runtime()?.block_on(take(args, output.clone())).map(done),
+        Command::Enrol(args) => runtime()?.block_on(enrolled(&args, output)).map(done),
+        Command::Ca(ca) => authority(ca, output).map(done),
+        Command::Verify(args) => match args {
+            VerifyArgs { state: Some(state), target: Some(target), .. } => {
+                verify_state(&state, &target, output)
+            }
+            VerifyArgs { evidence: Some(evidence), authority: Some(authority), target, .. } => {
+                verify_evidence(&evidence, &authority, target.as_deref(), output)
+            }
+            _ => bail!("say what to verify: --state with --target, or --evidence with --authority"),
+        },
+        Command::Manifest { state } => manifest(&state).map(done),
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    // Disks have threads of their own; one is enough for the sockets.
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
+}
+
+async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<()> {
+    let identity =
+        Arc::new(Identity::load(&args.state.join("identity")).context("enrol first: `conme-mover enrol`")?);
+    if identity.about.role != Role::Agent {
+        bail!("{} is the identity of a receiver", args.state.display());
+    }
+    let _held = crate::identity::lock(&args.state)?;
+    let Some(address) = args.connect.or_else(|| identity.about.address.clone()) else {
+        bail!("say where the receiver is: --connect");
+    };
+    let settings = agent::Settings {
+        source: args.source,
+        state: args.state,
+        address,
+        leaf: args.leaf,
+        level: args.level,
+        give_up: args.give_up_after,
+    };
+    let (_cap, rate) = watch::channel(args.cap);
+    let copied = agent::round(&settings, &identity, RoundKind::Copy, &rate, output).await?;
+    output.round_over(RoundKind::Copy, &copied);
+    if args.prove {
+        let proven = agent::round(&settings, &identity, RoundKind::Proof, &rate, output).await?;
+        output.round_over(RoundKind::Proof, &proven);
+    }
+    Ok(())
+}
+
+async fn take(args: ReceiveArgs, output: Output) -> anyhow::Result<()> {
+    let identity = Identity::load(&args.identity).context("make it with `conme-mover ca receiver`")?;
+    if identity.about.role != Role::Receiver {
+        bail!("{} is the identity of an agent", args.identity.display());
+    }
+    let settings = receive::Settings {
+        target: args.target,
+        state: args.state,
+        overwrite: args.overwrite,
+        until_proven: args.until_proven,
+    };
+    receive::serve(settings, identity, args.listen, output).await
+}
+
+async fn enrolled(args: &EnrolArgs, output: &Output) -> anyhow::Result<()> {
+    let mut text = Vec::new();
+    let most = 64 << 10;
+    let read = if args.token.as_os_str() == "-" {
+        std::io::stdin().take(most).read_to_end(&mut text)
+    } else {
+        File::open(&args.token).and_then(|file| file.take(most).read_to_end(&mut text))
+    };
+    read.with_context(|| args.token.display().to_string())?;
+    // The error of the parser could repeat the secret.
+    let token: Token = serde_json::from_slice(&text)
+        .map_err(|_| anyhow::anyhow!("{} is no token of `conme-mover ca token`", args.token.display()))?;
+    if token.version != 1 {
+        bail!("the token is of another version of conme-mover: use the same at both ends");
+    }
+    let about = enrol::enrol(&token, &args.state).await?;
+    output.note(&format!("enrolled as {} for {}", about.source.unwrap_or_default(), about.target));
+    Ok(())
+}
+
+fn authority(ca: Ca, output: &Output) -> anyhow::Result<()> {
+    let now = Timestamp::now();
+    match ca {
+        Ca::Init { dir, municipality } => {
+            Authority::init(&dir, &municipality, now)?;
+            output.note(&format!("the authority of {municipality} is in {}", dir.display()));
+        }
+        Ca::Receiver { dir, target, out } => {
+            Authority::open(&dir)?.receiver(&target, &out, now)?;
+            output.note(&format!("the identity of the receiver of {target} is in {}", out.display()));
+        }
+        Ca::Token { dir, source, target, enrol, receive, valid, out } => {
+            let valid = SignedDuration::try_from(valid)?;
+            let expires = now.checked_add(valid)?;
+            let token = Authority::open(&dir)?.token(&source, &target, expires, &enrol, &receive)?;
+            let mut text = serde_json::to_string_pretty(&token)?;
+            text.push('\n');
+            if out.as_os_str() == "-" {
+                print!("{text}");
+            } else {
+                write_private(&out, text.as_bytes())?;
+                output.note(&format!("a token for {source}, good until {expires}, is in {}", out.display()));
+            }
+        }
+        Ca::Serve { dir, listen } => {
+            let authority = Authority::open(&dir)?;
+            runtime()?.block_on(enrol::serve(authority, listen, output.clone()))?;
+        }
+    }
+    Ok(())
+}
+
+fn verify_state(state: &Path, target: &Path, output: &Output) -> anyhow::Result<ExitCode> {
+    let Some(transfer) = receive::Transfer::load(state)? else {
+        bail!("{} holds no transfer", state.display())
+    };
+    let _held = crate::identity::lock(state)?;
+    let mut disk = Disk::source(target)?;
+    if disk.len() < transfer.geometry.len() {
+        bail!("{} is shorter than what was written: this is another disk", target.display());
+    }
+    let mut tables = receive::tables(state)?;
+    let mut verifier = Verifier::new(transfer.geometry);
+    while verifier.step(&mut disk, &mut tables.units, &mut tables.leaves)?.is_some() {}
+    let found = verifier.finish();
+    if found.damaged > 0 {
+        // The tables say now what is on the disk: with the next session the agent sends what is missing.
+        tables.leaves.sync()?;
+        tables.units.sync()?;
+        receive::note_damage(state, &found)?;
+    }
+    output.verified(&found, disk.around().word());
+    Ok(if found.damaged > 0 { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
+}
+
+fn verify_evidence(
+    evidence: &Path,
+    authority: &Path,
+    target: Option<&Path>,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let text = std::fs::read(evidence).with_context(|| evidence.display().to_string())?;
+    let evidence: Evidence = serde_json::from_slice(&text).context("not an evidence file")?;
+    let authority =
+        CertificateDer::from_pem_file(authority).with_context(|| authority.display().to_string())?;
+    let (source, there) = evidence.agreed()?;
+    let subject = &there.subject;
+    for (signed, at, name) in [
+        (&evidence.source, source.ended, agent_uri(&subject.source, &subject.target)),
+        (&evidence.target, there.ended, receiver_uri(&subject.target)),
+    ] {
+        let names = signer(signed, &authority, at)?;
+        if !names.contains(&name) {
+            bail!("{name} should have signed, but {} did", names.join(", "));
+        }
+    }
+    output.evidence(subject, &there);
+    let Some(target) = target else { return Ok(ExitCode::SUCCESS) };
+    let mut disk = Disk::source(target)?;
+    let found = read_root(&mut disk, subject.geometry)?;
+    let same =
+        found.root == Some(subject.root) && subject.sha256.is_none_or(|sha256| sha256.0 == found.sha256);
+    output.still(same, target, disk.around().word());
+    Ok(if same { ExitCode::SUCCESS } else { ExitCode::from(DIFFERS) })
+}
+
+/// Root and SHA-256 of a disk alone, without tables to compare with.
+fn read_root(disk: &mut Disk, geometry: crate::core::geometry::Geometry) -> anyhow::Result<Verified> {
+    use crate::core::hash;
+    use crate::core::ports::Source as _;
+    use crate::core::verify::Sha256;
+    let (mut root, mut sha256, mut content) = (Root::new(&geometry), Sha256::default(), Vec::new());
+    for unit in 0..geometry.units() {
+        content.resize(geometry.unit_len(unit), 0);
+        disk.read(geometry.offset(unit), &mut content)?;
+        sha256.add(&content);
+        root.add(&hash::unit(&geometry, unit, &hash::leaves(&geometry, &content)));
+    }
+    Ok(Verified { root: root.finish(), sha256: sha256.finish(), ..Verified::default() })
+}
+
+fn manifest(state: &Path) -> anyhow::Result<()> {
+    use crate::core::ports::Log as _;
+    let Some(transfer) = receive::Transfer::load(state)? else {
+        bail!("{} holds no transfer", state.display())
+    };
+    let record = crate::disk::FileLog::open(&state.join("log"))?.load()?.unwrap_or_default();
+    let mut tables = receive::tables(state)?;
+    let geometry = transfer.geometry;
+    let (mut root, mut known) = (Root::new(&geometry), 0_u64);
+    for segment in 0..geometry.segments() {
+        let range = geometry.segment_units(segment);
+        for unit in tables.units.get(range.start, (range.end - range.start) as usize)? {
+            known += u64::from(unit.is_known());
+            root.add(&unit);
+        }
+    }
+    let shown = serde_json::json!({
+        "transfer": crate::core::hash::transfer_name(&transfer.id),
+        "source": transfer.source,
+        "began": transfer.began,
+        "target": transfer.path,
+        "bytes": geometry.len(),
+        "unit": geometry.unit(),
+        "leaf": geometry.leaf(),
+        "units": geometry.units(),
+        "unitsReceived": known,
+        "round": record.round,
+        "purpose": record.kind,
+        "complete": record.complete,
+        "root": root.finish().map(|root: Digest| root.to_string()),
+        "damage": receive::damage(state)?,
+    });
+    println!("{}", serde_json::to_string_pretty(&shown)?);
+    Ok(())
+}
+
+/// Bytes each second from bits each second in words.
+fn rate(text: &str) -> Result<u64, String> {
+    let lower = text.to_ascii_lowercase();
+    let wrong = || format!("{text:?} is no rate: write for example 500kbit, 8mbit or 1gbit");
+    let (number, factor) = [("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9)]
+        .iter()
+        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, *factor)))
+        .ok_or_else(wrong)?;
+    let bits = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
+    // Less than a modem would never end; more than a terabit is a slip.
+    if (8e3..=1e12).contains(&bits) { Ok((bits / 8.0) as u64) } else { Err(wrong()) }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    let parsed: Option<SignedDuration> = text.parse().ok();
+    parsed
+        .and_then(|time| Duration::try_from(time).ok())
+        .filter(|time| !time.is_zero())
+        .ok_or_else(|| format!("{text:?} is no time: write for example 30m or 24h"))
+}
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.to_possible_value().as_ref().map_or("", |value| value.get_name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_fits_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates_are_bits_and_say_so() {
+        assert_eq!(rate("8mbit"), Ok(1_000_000));
+        assert_eq!(rate("0.5Mbit"), Ok(62_500));
+        for wrong in ["8", "8MB", "-1mbit", "1bit", "nan mbit", "99999gbit"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+    }
+}

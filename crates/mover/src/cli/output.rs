@@ -1,0 +1,187 @@
+//! What happens, told to a person or to a program.
+
+use std::io::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::core::evidence::{Subject, TargetStatement};
+use crate::core::frame::RoundKind;
+use crate::core::hash::Digest;
+use crate::core::journal::Record;
+use crate::core::verify::Verified;
+use crate::net::agent::{Progress, Round};
+
+/// How it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// Lines for people, on standard error.
+    Plain,
+    /// One JSON object a line, on standard output.
+    Json,
+}
+
+/// Tells what happens.
+#[derive(Debug, Clone)]
+pub struct Output {
+    form: Form,
+    told: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Output {
+    /// In this form.
+    pub fn new(form: Form) -> Self {
+        Self { form, told: Arc::default() }
+    }
+
+    fn tell(&self, event: &str, mut fields: Value, text: &str) {
+        // Nobody may be listening any more: that is no reason to stop a transfer.
+        let _ = match self.form {
+            Form::Plain => writeln!(std::io::stderr().lock(), "{text}"),
+            Form::Json => {
+                if let Some(fields) = fields.as_object_mut() {
+                    fields.insert("event".into(), event.into());
+                    fields.insert("time".into(), jiff::Timestamp::now().to_string().into());
+                }
+                writeln!(std::io::stdout().lock(), "{fields}")
+            }
+        };
+    }
+
+    /// A program is ready to be called.
+    pub fn listening(&self, address: SocketAddr) {
+        self.tell("listening", json!({ "address": address }), &format!("listening on {address}"));
+    }
+
+    /// Something worth knowing.
+    pub fn note(&self, text: &str) {
+        self.tell("note", json!({ "text": text }), text);
+    }
+
+    /// Something that somebody should look at.
+    pub fn warning(&self, text: &str) {
+        self.tell("warning", json!({ "text": text }), &format!("warning: {text}"));
+    }
+
+    /// Why the program ends.
+    pub fn error(&self, error: &anyhow::Error) {
+        let text = format!("{error:#}");
+        self.tell("error", json!({ "text": text }), &format!("error: {text}"));
+    }
+
+    /// An agent has come.
+    pub fn session(&self, source: &str, record: &Record, units: u64, read_back: u64) {
+        let Record { round, complete, watermark, .. } = record;
+        let text = match (round, complete) {
+            (0, _) => format!("{source} begins"),
+            (_, true) => format!("{source} is back after round {round}"),
+            (_, false) => format!("{source} goes on with round {round} at unit {watermark} of {units}"),
+        };
+        let fields = json!({
+            "source": source, "round": round, "complete": complete, "watermark": watermark, "units": units,
+            "readBack": read_back,
+        });
+        self.tell("session", fields, &text);
+    }
+
+    /// How far a round is; now and then.
+    pub fn progress(&self, progress: &Progress) {
+        let every = match self.form {
+            Form::Plain => Duration::from_secs(5),
+            Form::Json => Duration::from_millis(250),
+        };
+        {
+            let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if told.is_some_and(|told| told.elapsed() < every) || progress.round == 0 {
+                return;
+            }
+            *told = Some(Instant::now());
+        }
+        let Progress { round, units, tally, reading } = progress;
+        let text = match reading {
+            Some((done, total)) => format!("round {round}: the target reads back unit {done} of {total}"),
+            None => format!(
+                "round {round}: unit {} of {units}, {} MiB sent for {} MiB of content",
+                tally.units_done,
+                tally.wire >> 20,
+                tally.content >> 20
+            ),
+        };
+        let fields = json!({ "round": round, "units": units, "tally": tally, "reading": reading });
+        self.tell("progress", fields, &text);
+    }
+
+    /// A session was cut; the next one comes.
+    pub fn waiting(&self, why: &str, pause: Duration) {
+        let text = format!("{why}; trying again in {:.1} s", pause.as_secs_f64());
+        self.tell("waiting", json!({ "why": why, "seconds": pause.as_secs_f64() }), &text);
+    }
+
+    /// The agent's round is over.
+    pub fn round_over(&self, kind: RoundKind, round: &Round) {
+        let root = round.result.as_ref().and_then(|result| result.root).map(|root| root.to_string());
+        let text = format!(
+            "round {} is over: both ends agree{}",
+            round.round,
+            root.as_ref().map(|root| format!(" on {root}")).unwrap_or_default()
+        );
+        let fields = json!({
+            "round": round.round, "purpose": kind, "root": root, "tally": round.tally, "sessions": round.sessions,
+        });
+        self.tell("round", fields, &text);
+    }
+
+    /// The receiver's round is over.
+    pub fn agreed(&self, round: u32, kind: RoundKind, root: &Digest, evidence: &Path) {
+        let fields = json!({ "round": round, "purpose": kind, "root": root, "evidence": evidence });
+        let text = format!(
+            "round {round} is over: both ends agree on {root}; the evidence is in {}",
+            evidence.display()
+        );
+        self.tell("round", fields, &text);
+    }
+
+    /// What a reading of the target has found.
+    pub fn verified(&self, found: &Verified, around: &str) {
+        let sha256 = Digest(found.sha256).to_string();
+        let fields = json!({
+            "damaged": found.damaged, "units": found.named, "root": found.root, "sha256": sha256, "readBack": around,
+        });
+        let text = if found.damaged > 0 {
+            format!(
+                "{} units are not what was written, the first of them {:?}: the agent's next round repairs them",
+                found.damaged,
+                &found.named[..found.named.len().min(10)]
+            )
+        } else {
+            format!("every unit received is what was written; SHA-256 {sha256}")
+        };
+        self.tell("verified", fields, &text);
+    }
+
+    /// What evidence says.
+    pub fn evidence(&self, subject: &Subject, target: &TargetStatement) {
+        let text = format!(
+            "{} moved to {}: {} bytes, round {}, root {}{}, signed by both ends at {}",
+            subject.source,
+            subject.target,
+            subject.geometry.len(),
+            subject.round,
+            subject.root,
+            subject.sha256.map(|sha256| format!(", SHA-256 {sha256}")).unwrap_or_default(),
+            target.ended
+        );
+        self.tell("evidence", json!({ "subject": subject, "target": target }), &text);
+    }
+
+    /// Whether a target is still what evidence says.
+    pub fn still(&self, same: bool, target: &Path, around: &str) {
+        let text =
+            if same { "is still what both ends signed" } else { "is not (any more) what both ends signed" };
+        let fields = json!({ "same": same, "target": target, "readBack": around });
+        self.tell("compared", fields, &format!("{} {text}", target.display()));
+    }
+}

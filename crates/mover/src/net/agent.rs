@@ -1,0 +1,353 @@
+//! The agent: brings one round to its end, over as many sessions as that takes.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+
+use super::dial::dial;
+use super::tls;
+use super::wire::{self, WireError};
+use crate::cli::{Output, SOFTWARE};
+use crate::core::evidence::{SourceStatement, Subject};
+use crate::core::frame::{Frame as _, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
+use crate::core::geometry::Geometry;
+use crate::core::hash::{Digest, transfer_name};
+use crate::core::ports::Fault;
+use crate::core::sender::{Conclusion, FRAMES, Order, Sender, Step, Tables, Tally};
+use crate::disk::{Disk, FileTable};
+use crate::identity::{Identity, IdentityError, make_private_dir, sign};
+
+/// What an agent is told.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The disk.
+    pub source: PathBuf,
+    /// Where its state is.
+    pub state: PathBuf,
+    /// `host:port` of the receiver or of the gateway before it.
+    pub address: String,
+    /// Bytes of a leaf.
+    pub leaf: u32,
+    /// Level of zstd.
+    pub level: i32,
+    /// After so long without a session that gets anywhere, it gives up; never when absent.
+    pub give_up: Option<Duration>,
+}
+
+/// What a round has come to.
+#[derive(Debug, Clone)]
+pub struct Round {
+    /// Its number.
+    pub round: u32,
+    /// The receiver's answer, unless it was lost.
+    pub result: Option<RoundResult>,
+    /// Counts of the last session.
+    pub tally: Tally,
+    /// Sessions that it took.
+    pub sessions: u32,
+}
+
+/// Why a round does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Something that another try does not change.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+    /// The disk.
+    #[error(transparent)]
+    Disk(#[from] crate::disk::OpenError),
+    /// Its measures.
+    #[error(transparent)]
+    Geometry(#[from] crate::core::geometry::BadGeometry),
+    /// The identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The state directory.
+    #[error("{path}: {error}")]
+    State {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        error: std::io::Error,
+    },
+    /// Too long without getting anywhere.
+    #[error("given up after {waited:?} without a connection; the last reason was: {last}")]
+    GaveUp {
+        /// How long it tried.
+        waited: Duration,
+        /// What was wrong the last time.
+        last: String,
+    },
+    /// A thread of this program ended in a way that it should not.
+    #[error("this is a defect of conme-mover: {0}")]
+    Defect(String),
+}
+
+/// Why a session ends before the round does.
+enum Cut {
+    Wire(String),
+    Fatal(AgentError),
+}
+
+impl From<AgentError> for Cut {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Fault(fault) if fault.may_pass() => Self::Wire(fault.to_string()),
+            error => Self::Fatal(error),
+        }
+    }
+}
+
+/// Brings a round to its end.
+///
+/// # Errors
+/// When it cannot be, or when `give_up` has passed.
+pub async fn round(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    kind: RoundKind,
+    rate: &watch::Receiver<Option<u64>>,
+    output: &Output,
+) -> Result<Round, AgentError> {
+    let config = tls::agent(identity)?;
+    let began = Timestamp::now();
+    let (mut begun, mut sessions, mut pause) = (None, 0_u32, Duration::from_millis(500));
+    let mut stuck_since = tokio::time::Instant::now();
+    loop {
+        sessions += 1;
+        let (progress, mut seen) = watch::channel(Progress::default());
+        let work = Work { kind, begun, began, progress };
+        let ended = {
+            let session = session(settings, identity, Arc::clone(&config), work, rate.clone());
+            tokio::pin!(session);
+            loop {
+                tokio::select! {
+                    ended = &mut session => break ended,
+                    Ok(()) = seen.changed() => output.progress(&seen.borrow_and_update()),
+                }
+            }
+        };
+        let progress = *seen.borrow();
+        if progress.round > 0 {
+            begun = Some(progress.round);
+        }
+        match ended {
+            Ok(round) => return Ok(Round { sessions, ..round }),
+            Err(Cut::Fatal(error)) => return Err(error),
+            Err(Cut::Wire(why)) => {
+                if progress.tally.units_sent > 0 {
+                    stuck_since = tokio::time::Instant::now();
+                    pause = Duration::from_millis(500);
+                }
+                let waited = stuck_since.elapsed();
+                if settings.give_up.is_some_and(|limit| waited >= limit) {
+                    return Err(AgentError::GaveUp { waited, last: why });
+                }
+                output.waiting(&why, pause);
+                tokio::time::sleep(pause).await;
+                // Not all agents of a site at the same moment.
+                let jitter = u64::from(std::process::id()) % 200;
+                pause = (pause * 2).min(Duration::from_secs(30)) + Duration::from_millis(jitter);
+            }
+        }
+    }
+}
+
+/// How far a session is.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Progress {
+    /// The round; 0 before it is known.
+    pub round: u32,
+    /// Units of the disk.
+    pub units: u64,
+    /// Counts.
+    pub tally: Tally,
+    /// Units that the receiver has read back, and how many that will be; of a proof.
+    pub reading: Option<(u64, u64)>,
+}
+
+struct Work {
+    kind: RoundKind,
+    begun: Option<u32>,
+    began: Timestamp,
+    progress: watch::Sender<Progress>,
+}
+
+async fn session(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    config: Arc<rustls::ClientConfig>,
+    work: Work,
+    rate: watch::Receiver<Option<u64>>,
+) -> Result<Round, Cut> {
+    let address = &settings.address;
+    let wire = |what: &str, error: &dyn std::fmt::Display| Cut::Wire(format!("{what}: {error}"));
+    let stream = dial(address).await.map_err(|error| wire(address, &error))?;
+    let stream =
+        tls::connect(config, &identity.about.name, stream).await.map_err(|error| wire(address, &error))?;
+    let (mut from, mut to) = tokio::io::split(stream);
+
+    let (frames, outgoing) = mpsc::channel::<Vec<u8>>(2);
+    // Each frame under way has room for its answer here, so neither end can wait for the other for ever.
+    let (incoming, answers) = mpsc::channel::<ToSender>(FRAMES + 64);
+    let reader = tokio::spawn(async move {
+        loop {
+            match wire::read::<ToSender>(&mut from).await {
+                Ok(Some(frame)) => {
+                    if incoming.send(frame).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Ok(None) => return Ok(()),
+                Err(error) => return Err(error),
+            }
+        }
+    });
+    let writer =
+        tokio::spawn(
+            async move { wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await },
+        );
+    let (settings, identity) = (settings.clone(), Arc::clone(identity));
+    let engine = tokio::task::spawn_blocking(move || drive(&settings, &identity, &work, &frames, answers));
+    let driven = engine.await.map_err(|error| Cut::Fatal(AgentError::Defect(error.to_string())))?;
+    match driven {
+        Ok(Some(round)) => {
+            // The farewell has to leave before the stream closes.
+            let _ = tokio::time::timeout(tls::HANDSHAKE, writer).await;
+            reader.abort();
+            Ok(round)
+        }
+        Ok(None) => {
+            writer.abort();
+            Err(Cut::Wire(match reader.await {
+                Ok(Err(error)) => WireError::to_string(&error),
+                _ => "the receiver closed the connection".into(),
+            }))
+        }
+        Err(error) => {
+            writer.abort();
+            reader.abort();
+            Err(error.into())
+        }
+    }
+}
+
+/// The session's own thread: reads, hashes and packs. `None` when the connection is gone.
+fn drive(
+    settings: &Settings,
+    identity: &Identity,
+    work: &Work,
+    frames: &mpsc::Sender<Vec<u8>>,
+    mut answers: mpsc::Receiver<ToSender>,
+) -> Result<Option<Round>, AgentError> {
+    let disk = Disk::source(&settings.source)?;
+    let geometry = Geometry::new(disk.len(), crate::core::geometry::UNIT, settings.leaf)?;
+    let order = Order {
+        geometry,
+        kind: work.kind,
+        begun: work.begun,
+        software: SOFTWARE.into(),
+        level: settings.level,
+    };
+    let mut sender = Sender::new(order, disk, tables(&settings.state)?);
+    let mut progress = Progress { units: geometry.units(), ..Progress::default() };
+    loop {
+        while let Ok(frame) = answers.try_recv() {
+            hear(&mut sender, &mut progress, frame)?;
+        }
+        let step = sender.step()?;
+        progress.round = sender.round();
+        progress.tally = sender.tally();
+        work.progress.send_replace(progress);
+        match step {
+            Step::Send(frame) => {
+                if frames.blocking_send(frame.encode()).is_err() {
+                    return last_words(&mut sender, &mut progress, answers);
+                }
+            }
+            Step::Wait => match answers.blocking_recv() {
+                Some(frame) => hear(&mut sender, &mut progress, frame)?,
+                None => return Ok(None),
+            },
+            Step::Conclude(conclusion) => {
+                let end = signed(identity, geometry, work, sender.tally(), &conclusion)?;
+                if frames.blocking_send(ToReceiver::RoundEnd(end).encode()).is_err() {
+                    return last_words(&mut sender, &mut progress, answers);
+                }
+            }
+            Step::Over { round, result } => {
+                // Whether the farewell is heard changes nothing.
+                let _ = frames.blocking_send(ToReceiver::Bye.encode());
+                return Ok(Some(Round { round, result, tally: sender.tally(), sessions: 1 }));
+            }
+        }
+    }
+}
+
+/// The connection is gone; perhaps the receiver has said why.
+fn last_words(
+    sender: &mut Sender<Disk, FileTable>,
+    progress: &mut Progress,
+    mut answers: mpsc::Receiver<ToSender>,
+) -> Result<Option<Round>, AgentError> {
+    while let Some(frame) = answers.blocking_recv() {
+        hear(sender, progress, frame)?;
+    }
+    Ok(None)
+}
+
+fn hear(sender: &mut Sender<Disk, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
+    if let ToSender::Reading { done, total } = frame {
+        progress.reading = Some((done, total));
+    }
+    sender.receive(frame)
+}
+
+fn signed(
+    identity: &Identity,
+    geometry: Geometry,
+    work: &Work,
+    tally: Tally,
+    conclusion: &Conclusion,
+) -> Result<RoundEnd, AgentError> {
+    let statement = SourceStatement {
+        subject: Subject {
+            transfer: transfer_name(&conclusion.transfer),
+            source: identity.about.source.clone().unwrap_or_default(),
+            target: identity.about.target.clone(),
+            round: conclusion.round,
+            purpose: conclusion.kind,
+            geometry,
+            root: conclusion.root,
+            sha256: conclusion.sha256.map(Digest),
+        },
+        began: work.began,
+        ended: Timestamp::now(),
+        software: SOFTWARE.into(),
+        tally,
+        repairs: conclusion.repairs,
+    };
+    let statement = serde_json::to_vec(&statement).map_err(|error| AgentError::Defect(error.to_string()))?;
+    let signature = sign(identity, &statement)?;
+    Ok(RoundEnd {
+        round: conclusion.round,
+        root: conclusion.root,
+        sha256: conclusion.sha256,
+        statement,
+        signature,
+    })
+}
+
+fn tables(state: &Path) -> Result<Tables<FileTable>, AgentError> {
+    let dir = state.join("tables");
+    make_private_dir(&dir)?;
+    let open = |name: &str| {
+        let path = dir.join(name);
+        FileTable::open(&path).map_err(|error| AgentError::State { path, error })
+    };
+    Ok(Tables { units: open("units")?, leaves: open("leaves")?, seen: open("seen")? })
+}
