@@ -11,3 +11,4 @@ pub mod core;
 pub mod disk;
 pub mod identity;
 pub mod net;
+pub mod tree;

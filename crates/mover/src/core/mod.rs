@@ -14,4 +14,5 @@ pub mod ports;
 pub mod receiver;
 pub mod rounds;
 pub mod sender;
+pub mod tree;
 pub mod verify;

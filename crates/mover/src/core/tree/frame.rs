@@ -2,7 +2,8 @@
 
 use super::bytes::{Fields, Malformed, put_number};
 use super::list::{BLOCK, Extent, Part};
-use super::lists::Progress;
+use super::lists::{Cut, Progress};
+use super::path::MAX_PATH;
 use crate::core::frame::{self, BadFrame, Frame, Packing, Writer};
 use crate::core::hash::Digest;
 use crate::core::pack;
@@ -66,8 +67,8 @@ pub struct MadeFrom {
     pub generation: u64,
     /// How far that session was.
     pub progress: Progress,
-    /// The first row of the file that was open, and its number.
-    pub open: Option<(u64, u64)>,
+    /// The file that was open.
+    pub open: Option<Cut>,
     /// Whether that session ended with everything in its place.
     pub settled: bool,
 }
@@ -80,9 +81,8 @@ impl MadeFrom {
             put_number(out, number);
         }
         out.extend_from_slice(&[self.settled.into(), self.open.is_some().into()]);
-        if let Some((row, id)) = self.open {
-            put_number(out, row);
-            put_number(out, id);
+        if let Some(open) = &self.open {
+            open.put(out);
         }
     }
 
@@ -97,7 +97,7 @@ impl MadeFrom {
         let progress = Progress { work, position: number(from)?, next_id: number(from)? };
         let settled = from.number(1, "flag")? == 1;
         let open = from.number(1, "flag")? == 1;
-        let open = if open { Some((number(from)?, number(from)?)) } else { None };
+        let open = if open { Some(Cut::take(from)?) } else { None };
         Ok(Self { generation, progress, open, settled })
     }
 }
@@ -277,7 +277,7 @@ impl Frame for ToSender {
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
-            0x30 => Some(256),
+            0x30 => Some(256 + MAX_PATH),
             0x31 => Some(32 + 32 * MAX_HASHES as usize),
             0x32 => Some(64 + BLOCK as usize),
             0x33 => Some(32),
@@ -329,6 +329,7 @@ mod tests {
 
     use super::*;
     use crate::core::frame::{HEADER, header};
+    use crate::core::tree::path::TreePath;
 
     fn to_receiver() -> Vec<ToReceiver> {
         vec![
@@ -342,7 +343,8 @@ mod tests {
     fn to_sender() -> Vec<ToSender> {
         let progress =
             Progress { work: Extent { items: 1, bytes: 200, rows: 3000 }, position: 4, next_id: u64::MAX };
-        let made = MadeFrom { generation: 6, progress, open: Some((7, 8)), settled: false };
+        let open = Cut { path: TreePath::new(b"a/b".to_vec()).unwrap(), id: 7, first_row: 8 };
+        let made = MadeFrom { generation: 6, progress, open: Some(open), settled: false };
         vec![
             ToSender::Common(frame::ToSender::Ack { sequence: 4 }),
             ToSender::Base(Base { generation: 7, items: 1, rows: 48, next_id: 9, made_from: Some(made) }),

@@ -13,6 +13,7 @@ use crate::core::hash::Digest;
 /// Bytes of a row.
 pub const ROW: u64 = 48;
 const INDEX: u64 = 16;
+/// Bytes of what is noted of an entry.
 const STAT: u64 = 64;
 const WINDOW: usize = 64 << 10;
 
@@ -258,7 +259,7 @@ impl<S: Store> List<S> {
         self.items.append(&bytes)?;
         self.index.append(&index)?;
         if let Some(stats) = &mut self.stats {
-            let row = stat.map_or([0; STAT as usize], |stat| stat.encode(&bytes));
+            let row = stat.map_or([0; STAT as usize], |stat| stat.encode(&item.canonical()));
             stats.append(&row)?;
         }
         Ok(())
@@ -339,14 +340,18 @@ impl<S: Store> List<S> {
     /// # Errors
     /// See [`Self::open`].
     pub fn stat(&mut self, number: u64) -> io::Result<Option<StatRow>> {
-        let bytes = self.item_bytes(number)?;
+        if self.stats.is_none() {
+            return Ok(None);
+        }
+        // How an item stands in its list changes from round to round; what it is does not.
+        let entry = self.item(number)?.canonical();
         let Some(stats) = &mut self.stats else { return Ok(None) };
         if stats.len < (number + 1) * STAT {
             return Ok(None);
         }
         let mut row = [0; STAT as usize];
         stats.read(number * STAT, &mut row)?;
-        Ok(StatRow::decode(&row, &bytes))
+        Ok(StatRow::decode(&row, &entry))
     }
 
     /// The item that this row belongs to, and its number; `None` when it belongs to none.
@@ -531,8 +536,8 @@ pub struct StatRow {
 }
 
 impl StatRow {
-    /// With a mark of the item that it is about.
-    fn encode(&self, item: &[u8]) -> [u8; STAT as usize] {
+    /// With a mark of what it is about.
+    pub fn encode(&self, about: &[u8]) -> [u8; STAT as usize] {
         let mut bytes = [0; STAT as usize];
         let stat = &self.stat;
         let mut at = 0;
@@ -544,14 +549,15 @@ impl StatRow {
         bytes[40..44].copy_from_slice(&stat.mtime.nanos.to_le_bytes());
         bytes[44..48].copy_from_slice(&stat.ctime.nanos.to_le_bytes());
         bytes[48] = if self.fresh { 2 } else { 1 };
-        bytes[56..].copy_from_slice(&mark(item));
+        bytes[56..].copy_from_slice(&mark(about));
         bytes
     }
 
-    fn decode(bytes: &[u8; STAT as usize], item: &[u8]) -> Option<Self> {
+    /// What was noted, when it was about this.
+    pub fn decode(bytes: &[u8; STAT as usize], about: &[u8]) -> Option<Self> {
         let long = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
         let short = |at: usize| bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map(u32::from_le_bytes);
-        if bytes[48] == 0 || bytes[56..] != mark(item) {
+        if bytes[48] == 0 || bytes[56..] != mark(about) {
             return None;
         }
         Some(Self {
@@ -568,10 +574,8 @@ impl StatRow {
     }
 }
 
-fn mark(item: &[u8]) -> [u8; 8] {
-    // How an item stands in its list changes from round to round; what it is does not.
-    let entry = Item::decode(item).map(|item| item.canonical()).unwrap_or_default();
+fn mark(about: &[u8]) -> [u8; 8] {
     let mut mark = [0; 8];
-    mark.copy_from_slice(&blake3::hash(&entry).as_bytes()[..8]);
+    mark.copy_from_slice(&blake3::hash(about).as_bytes()[..8]);
     mark
 }

@@ -1,11 +1,12 @@
 //! What a session does to the lists, alike at both ends.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io;
 
+use super::bytes::{Fields, Malformed, put_counted, put_number};
 use super::item::{Item, Kind, MAX_FILE, Meta, Place, State};
 use super::list::{Extent, List, Row, StatRow};
-use super::path::TreePath;
+use super::path::{MAX_PATH, TreePath};
 use super::ports::{Fault, Store, Where};
 use crate::core::hash::Digest;
 
@@ -439,6 +440,24 @@ pub struct Cut {
     pub first_row: u64,
 }
 
+impl Cut {
+    /// Adds it.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        put_counted(out, self.path.bytes());
+        put_number(out, self.id);
+        put_number(out, self.first_row);
+    }
+
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it is cut short, or no path.
+    pub fn take(from: &mut Fields<'_>) -> Result<Self, Malformed> {
+        let path = TreePath::new(from.counted(MAX_PATH, "path")?.to_vec())?;
+        Ok(Self { path, id: from.number(u64::MAX, "number")?, first_row: from.number(u64::MAX, "row")? })
+    }
+}
+
 /// Makes one list of what a session had come to, as the base of the next one: `work`, the file that was open, and
 /// what `base` has behind. Returns the files beside the tree that no list names any more.
 ///
@@ -523,10 +542,10 @@ fn is_sound<S: Store>(list: &mut List<S>, number: u64, item: &Item) -> io::Resul
 ///
 /// # Errors
 /// Of the disk.
-pub fn finish<S: Store>(into: &mut List<S>, work: &mut List<S>, missing: &BTreeSet<u64>) -> io::Result<()> {
+pub fn finish<S: Store>(into: &mut List<S>, work: &mut List<S>, missing: &BTreeMap<u64, TreePath>) -> io::Result<()> {
     for number in 0..work.extent().items {
         let item = work.item(number)?;
-        if item.state != State::Live || missing.contains(&number) {
+        if item.state != State::Live || missing.contains_key(&number) {
             continue;
         }
         let stat = work.stat(number)?;

@@ -3,7 +3,7 @@
 //! New content goes to files beside the tree at once. A batch is acknowledged in this order, each step durable
 //! before the next: the content; the list; the record that says how long the list is; then the acknowledgement.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::bytes::Fields;
 use super::frame::{Base, MAX_STEPS, MadeFrom, ToReceiver, ToSender};
@@ -11,6 +11,7 @@ use super::item::State;
 use super::list::{BLOCK, List, Part, Row, names};
 use super::lists::{Budget, Cut, Lists, Progress, finish, fold};
 use super::op::Op;
+use super::path::TreePath;
 use super::ports::{Difference, Fault, Shelf, Target, Where};
 use super::record::Record;
 use super::settle::{Foreign, NAMED, Settle};
@@ -487,7 +488,7 @@ fn forget<F: Shelf>(shelf: &mut F, generation: u64) -> Result<(), Fault> {
 }
 
 fn made_from(record: &Record, settled: bool) -> Option<MadeFrom> {
-    let open = record.open.as_ref().map(|cut| (cut.first_row, cut.id));
+    let open = record.open.clone();
     Some(MadeFrom { generation: record.generation, progress: record.progress, open, settled })
 }
 
@@ -498,7 +499,7 @@ fn settled<T: Target, F: Shelf>(
     log: &mut F::Store,
     record: &mut Record,
     mut work: List<F::Store>,
-    missing: &BTreeSet<u64>,
+    missing: &BTreeMap<u64, TreePath>,
 ) -> Result<(), Fault> {
     target.sync().map_err(Fault::Target)?;
     let before = record.generation;

@@ -6,12 +6,11 @@ use super::bytes::{Fields, Malformed, put_counted, put_number};
 use super::frame::MadeFrom;
 use super::list::Extent;
 use super::lists::{Cut, Progress};
-use super::path::{MAX_PATH, TreePath};
 use super::ports::Store;
 use crate::core::frame::RoundKind;
 
 /// Bytes that a record takes on the disk: two of them lie there, written in turns.
-pub const SLOT: usize = 8 << 10;
+pub const SLOT: usize = 16 << 10;
 const MAGIC: &[u8; 8] = b"cmtree01";
 
 /// How far the receiver is.
@@ -66,9 +65,7 @@ impl Record {
             put_number(&mut body, number);
         }
         if let Some(open) = &self.open {
-            put_counted(&mut body, open.path.bytes());
-            put_number(&mut body, open.id);
-            put_number(&mut body, open.first_row);
+            open.put(&mut body);
         }
         body.push(self.made_from.is_some().into());
         if let Some(made) = &self.made_from {
@@ -101,12 +98,7 @@ impl Record {
         let work =
             Extent { items: number(&mut from)?, bytes: number(&mut from)?, rows: number(&mut from)? };
         let progress = Progress { work, position: number(&mut from)?, next_id: number(&mut from)? };
-        let open = if open == 1 {
-            let path = TreePath::new(from.counted(MAX_PATH, "record")?.to_vec())?;
-            Some(Cut { path, id: number(&mut from)?, first_row: number(&mut from)? })
-        } else {
-            None
-        };
+        let open = if open == 1 { Some(Cut::take(&mut from)?) } else { None };
         let made_from = if from.byte("record")? == 1 { Some(MadeFrom::take(&mut from)?) } else { None };
         from.end("record")?;
         let (complete, settling) = (complete == 1, settling == 1);
@@ -145,6 +137,7 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::tree::path::TreePath;
     use crate::tree::store::MemoryStore;
 
     #[test]

@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::bytes::{Fields, put_counted};
 use super::cut::Cutter;
 use super::frame::{Base, MAX_HASHES, MAX_STEPS, MadeFrom, ToReceiver, ToSender};
 use super::hashes::{Hashes, Key};
-use super::item::{Item, Kind, Meta, Place, State};
+use super::item::{Item, Kind, Meta, State};
 use super::list::{BLOCK, List, Part, ROW, Row, StatRow, names};
-use super::lists::{Budget, Cut, Lists, finish, fold};
+use super::lists::{Budget, Lists, finish, fold};
 use super::op::Op;
-use super::path::TreePath;
+use super::path::{MAX_PATH, TreePath};
 use super::ports::{Bit, Fault, Seen, SeenKind, Shelf, Source, Store, Trouble, Walked};
 use crate::core::frame::{self, Cargo, Hello, REVISION, RoundKind, RoundResult, Welcome};
 use crate::core::hash::{self, Digest};
@@ -162,6 +163,7 @@ pub struct Sender<R, F: Shelf> {
     packer: Packer,
     // Of the walk.
     file: Option<Reading>,
+    opened: Option<F::Store>,
     cutter: Cutter,
     silent: u64,
     chunks: Option<Hashes<F::Store>>,
@@ -231,6 +233,7 @@ impl<R: Source, F: Shelf> Sender<R, F> {
             transfer: [0; 16],
             round: 0,
             file: None,
+            opened: None,
             cutter: Cutter::default(),
             silent: 0,
             chunks: None,
@@ -433,38 +436,34 @@ impl<R: Source, F: Shelf> Sender<R, F> {
         let mut work = List::open(&mut self.shelf, &work_name(made.generation), true)?;
         work.truncate(made.progress.work)?;
         if made.settled {
-            return finish(list, &mut work, &BTreeSet::new());
+            return finish(list, &mut work, &BTreeMap::new());
         }
         let mut base = List::open(&mut self.shelf, &base_name(made.generation), true)?;
-        let opened = if made.open.is_some() { self.opened()? } else { None };
-        let cut = made.open.and_then(|(first_row, id)| {
-            opened.as_ref().map(|(path, stat)| (Cut { path: path.clone(), id, first_row }, *stat))
+        let opened = self.opened()?;
+        let open = made.open.as_ref().map(|cut| {
+            let stat = opened.filter(|(path, _)| *path == cut.path).map(|(_, stat)| stat);
+            (cut, stat)
         });
-        let open = cut.as_ref().map(|(cut, stat)| (cut, Some(*stat)));
         fold(list, &mut base, &mut work, made.progress.position, open).map(|_| ())
     }
 
     /// Notes which file is open: its beginning is of use after a cut only while it has not changed.
     fn note_opened(&mut self, seen: &Seen) -> std::io::Result<()> {
-        let item = Item {
-            path: seen.path.clone(),
-            kind: Kind::Fifo,
-            meta: Meta { mtime: seen.stat.mtime, ..Meta::default() },
-            state: State::Partial,
-            place: Place::New,
-        };
-        let mut list = List::create(&mut self.shelf, OPENED, true)?;
-        list.add(&item, Some(&stat_of(seen)))?;
-        list.flush()
+        let mut bytes = stat_of(seen).encode(seen.path.bytes()).to_vec();
+        put_counted(&mut bytes, seen.path.bytes());
+        if self.opened.is_none() {
+            self.opened = Some(self.shelf.open(OPENED)?);
+        }
+        self.opened.as_mut().map_or(Ok(()), |store| store.write_at(0, &bytes))
     }
 
     fn opened(&mut self) -> std::io::Result<Option<(TreePath, StatRow)>> {
-        let mut list = List::open(&mut self.shelf, OPENED, true)?;
-        if list.extent().items == 0 {
-            return Ok(None);
-        }
-        let item = list.item(0)?;
-        Ok(list.stat(0)?.map(|stat| (item.path, stat)))
+        let mut bytes = vec![0; 8 << 10];
+        let read = self.shelf.open(OPENED)?.read_at(0, &mut bytes)?;
+        let Some((stat, path)) = bytes[..read].split_first_chunk() else { return Ok(None) };
+        let path = Fields(path).counted(MAX_PATH, "path").and_then(|path| TreePath::new(path.to_vec()));
+        let Ok(path) = path else { return Ok(None) };
+        Ok(StatRow::decode(stat, path.bytes()).map(|stat| (path, stat)))
     }
 
     fn hashes(&mut self, part: Part, first: u64, hashes: Vec<Digest>) -> Result<(), Fault> {

@@ -3,7 +3,7 @@
 //! First what has to go, from the innermost outwards; then what comes, directories before what is in them. Every
 //! step can be done twice: after a crash all of it is done again from the beginning.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::item::{Item, Kind, Place, State};
 use super::list::List;
@@ -34,7 +34,7 @@ pub struct Settle {
     dirs: Vec<Item>,
     blocked: Option<TreePath>,
     /// Entries that are not in their places, since somebody else's are there.
-    pub missing: BTreeSet<u64>,
+    pub missing: BTreeMap<u64, TreePath>,
     /// What was left alone, the first thousand.
     pub foreign: Vec<Foreign>,
 }
@@ -113,7 +113,13 @@ impl Settle {
             target.close_dir(&dir).map_err(Fault::Target)?;
         }
         if self.blocked.as_ref().is_some_and(|blocked| item.path.is_within(blocked)) {
-            return self.miss(number);
+            return self.miss(number, item.path);
+        }
+        // Another name of somebody else's file would give that file away.
+        if let Kind::Link(to) = &item.kind
+            && self.missing.values().any(|missing| missing == to)
+        {
+            return self.miss(number, item.path);
         }
         // A further name may be one of a file that is new.
         let stays = item.place == Place::There && !matches!(item.kind, Kind::Dir | Kind::Link(_));
@@ -128,16 +134,16 @@ impl Settle {
             Outcome::Foreign(text) => {
                 self.note(item.path.clone(), text);
                 if item.kind.is_dir() {
-                    self.blocked = Some(item.path);
+                    self.blocked = Some(item.path.clone());
                 }
-                self.miss(number)?;
+                self.miss(number, item.path)?;
             }
         }
         Ok(())
     }
 
-    fn miss(&mut self, number: u64) -> Result<(), Fault> {
-        self.missing.insert(number);
+    fn miss(&mut self, number: u64, path: TreePath) -> Result<(), Fault> {
+        self.missing.insert(number, path);
         if self.missing.len() > MOST_MISSING {
             let text = "more than ten thousand entries are in the way of somebody else's: empty the target";
             return Err(Fault::Target(std::io::Error::other(text)));
