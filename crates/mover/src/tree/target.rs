@@ -11,9 +11,10 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    Advice, AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Timespec, Timestamps, UTIME_OMIT, Uid,
-    XattrFlags, chmodat, chownat, fadvise, fchmod, fchown, flock, fremovexattr, fsetxattr, fstat, futimens,
-    linkat, mkdirat, mknodat, openat, readlinkat, renameat, statat, symlinkat, syncfs, unlinkat, utimensat,
+    Advice, AtFlags, Dir, FileType, FlockOperation, Gid, Mode, OFlags, Stat, Timespec, Timestamps,
+    UTIME_OMIT, Uid, XattrFlags, chmodat, chownat, fadvise, fchmod, fchown, flock, fremovexattr, fsetxattr,
+    fstat, futimens, linkat, mkdirat, mknodat, openat, readlinkat, renameat, statat, symlinkat, syncfs,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -68,7 +69,9 @@ pub enum OpenError {
         error: io::Error,
     },
     /// There is something in it already.
-    #[error("{0} is not empty: choose another directory, or add --overwrite to have the tree put among what is there")]
+    #[error(
+        "{0} is not empty: choose another directory, or add --overwrite to have the tree put among what is there"
+    )]
     NotEmpty(PathBuf),
     /// Another receiver writes there.
     #[error("{0} is in use by another receiver: end that first")]
@@ -96,7 +99,12 @@ impl TreeTarget {
     ///
     /// # Errors
     /// When it cannot be opened, is in use, or not empty; and when owners cannot be given.
-    pub fn open(path: &Path, settings: TargetSettings, begun: bool, overwrite: bool) -> Result<Self, OpenError> {
+    pub fn open(
+        path: &Path,
+        settings: TargetSettings,
+        begun: bool,
+        overwrite: bool,
+    ) -> Result<Self, OpenError> {
         let wrong = |error: io::Error| OpenError::Io { path: path.into(), error };
         if settings.owners != Owners::Mine && !rustix::process::geteuid().is_root() {
             return Err(OpenError::NotRoot);
@@ -372,7 +380,8 @@ impl TreeTarget {
             Kind::Fifo => FileType::Fifo,
             Kind::Link(to) => {
                 let first = self.look(to)?;
-                let same = first.is_some_and(|first| (first.st_dev, first.st_ino) == (stat.st_dev, stat.st_ino));
+                let same =
+                    first.is_some_and(|first| (first.st_dev, first.st_ino) == (stat.st_dev, stat.st_ino));
                 return Ok((!same).then(|| format!("it is not another name of {to}")));
             }
         };

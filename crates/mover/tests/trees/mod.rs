@@ -13,7 +13,9 @@ use conme_mover::core::tree::frame::{ToReceiver, ToSender};
 use conme_mover::core::tree::item::Item;
 use conme_mover::core::tree::lists::Budget;
 use conme_mover::core::tree::path::TreePath;
-use conme_mover::core::tree::ports::{Fault, Outcome, Shelf, Store, Target, Trouble, Where};
+use conme_mover::core::tree::ports::{
+    Bit, Fault, Outcome, Seen, Shelf, Source, Store, Target, Trouble, Walked, Where,
+};
 use conme_mover::core::tree::receiver::{Ending, Receiver, Verified};
 use conme_mover::core::tree::sender::{Order, Sender, Step, Tally};
 use conme_mover::core::tree::settle::Foreign;
@@ -29,6 +31,8 @@ pub struct Site {
     pub agent: Memory,
     pub receiver: Memory,
     pub begun: Option<u32>,
+    /// Called before each piece of a file is read.
+    pub while_reading: Option<Box<dyn FnMut(&TreePath)>>,
 }
 
 /// What a session has come to.
@@ -65,8 +69,7 @@ impl Site {
     pub fn at(dir: tempfile::TempDir) -> Self {
         std::fs::create_dir(dir.path().join("from")).unwrap();
         let root = rustix::process::geteuid().is_root();
-        let owners =
-            if root { Owners::Same { users: Vec::new(), groups: Vec::new() } } else { Owners::Mine };
+        let owners = if root { Owners::Same { users: Vec::new(), groups: Vec::new() } } else { Owners::Mine };
         Self {
             dir,
             source: SourceSettings::default(),
@@ -76,6 +79,7 @@ impl Site {
             agent: Memory::default(),
             receiver: Memory::default(),
             begun: None,
+            while_reading: None,
         }
     }
 
@@ -106,6 +110,8 @@ impl Site {
 
     /// A copy, and whether both sides are alike then.
     pub fn copy(&mut self) -> Session {
+        // A wish of its own: a round that was over in a session that was cut then does not count.
+        self.begun = None;
         let session = self.round(RoundKind::Copy);
         assert!(session.result.as_ref().unwrap().agreed, "{:?}", session.foreign);
         self.begun = None;
@@ -117,13 +123,19 @@ impl Site {
         for (path, entry) in &from {
             assert_eq!(Some(entry), to.get(path), "{}", path.display());
         }
-        assert_eq!(from.len(), to.len(), "{:?}", to.keys().filter(|key| !from.contains_key(*key)).collect::<Vec<_>>());
+        assert_eq!(
+            from.len(),
+            to.len(),
+            "{:?}",
+            to.keys().filter(|key| !from.contains_key(*key)).collect::<Vec<_>>()
+        );
     }
 
     /// One session, perhaps cut.
     pub fn session(&mut self, kind: RoundKind, cut: Option<Cut>) -> Result<Session, Fault> {
         let source = TreeSource::open(&self.from(""), self.source.clone()).unwrap();
         let order = Order { kind, begun: self.begun, software: "test".into(), level: 1 };
+        let source = Watched { inner: source, at: TreePath::default(), hook: self.while_reading.take() };
         let mut sender = Sender::new(order, source, self.agent.clone());
         let mut receiver = self.receiver();
         let (mut frames, mut acknowledged, mut fetched) = (0, 0, 0);
@@ -178,7 +190,9 @@ impl Site {
                                 answers.push(ToSender::Common(frame::ToSender::RoundResult(result)));
                                 break;
                             }
-                            Ending::Settling { done, total } => answers.push(ToSender::Settling { done, total }),
+                            Ending::Settling { done, total } => {
+                                answers.push(ToSender::Settling { done, total })
+                            }
                             Ending::Reading { .. } => {}
                         }
                     }
@@ -210,6 +224,38 @@ impl Site {
             self.receiver.cut();
         }
         Ok(session)
+    }
+}
+
+/// A source in which something happens while it is read.
+struct Watched {
+    inner: TreeSource,
+    at: TreePath,
+    hook: Option<Box<dyn FnMut(&TreePath)>>,
+}
+
+impl Source for Watched {
+    fn next(&mut self) -> io::Result<Walked> {
+        let walked = self.inner.next()?;
+        if let Walked::Seen(seen) = &walked {
+            self.at.clone_from(&seen.path);
+        }
+        Ok(walked)
+    }
+    fn rewind(&mut self) -> io::Result<()> {
+        self.inner.rewind()
+    }
+    fn open(&mut self, at: u64) -> io::Result<()> {
+        self.inner.open(at)
+    }
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<Bit> {
+        if let Some(hook) = &mut self.hook {
+            hook(&self.at);
+        }
+        self.inner.read(buffer)
+    }
+    fn look_again(&mut self) -> io::Result<Seen> {
+        self.inner.look_again()
     }
 }
 

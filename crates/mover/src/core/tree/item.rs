@@ -303,7 +303,8 @@ mod tests {
             (Kind::Fifo, Place::Restated),
             (Kind::Link(TreePath::new(b"a".to_vec()).unwrap()), Place::New),
         ];
-        let item = |(kind, place)| Item { path: path.clone(), kind, meta: meta.clone(), state: State::Live, place };
+        let item =
+            |(kind, place)| Item { path: path.clone(), kind, meta: meta.clone(), state: State::Live, place };
         kinds.map(item).to_vec()
     }
 
@@ -316,7 +317,8 @@ mod tests {
 
     #[test]
     fn attributes_that_belong_to_the_machine_are_refused() {
-        for name in [&b"security.selinux"[..], b"trusted.overlay.redirect", b"system.nfs4_acl", b"user.a\0b"] {
+        for name in [&b"security.selinux"[..], b"trusted.overlay.redirect", b"system.nfs4_acl", b"user.a\0b"]
+        {
             let mut item = items().remove(0);
             item.meta.xattrs = vec![(name.to_vec(), vec![1])];
             assert_eq!(Item::decode(&item.encode()), Err(Malformed("attribute")), "{name:?}");

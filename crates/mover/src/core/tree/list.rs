@@ -158,7 +158,10 @@ fn fill(store: &impl Store, at: u64, into: &mut [u8]) -> io::Result<()> {
 
 /// A list that is not what this program has written.
 pub fn damaged(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("damaged ({what}): remove it, then everything is compared anew"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("damaged ({what}): remove it, then everything is compared anew"),
+    )
 }
 
 /// How much a list has.
@@ -402,7 +405,13 @@ impl<S: Store> List<S> {
     ///
     /// # Errors
     /// See [`Self::open`].
-    pub fn take(&mut self, from: &mut Self, number: u64, item: &Item, stat: Option<&StatRow>) -> io::Result<()> {
+    pub fn take(
+        &mut self,
+        from: &mut Self,
+        number: u64,
+        item: &Item,
+        stat: Option<&StatRow>,
+    ) -> io::Result<()> {
         let first = from.first_row(number)?;
         for row in first..first + item.kind.rows() {
             let row = from.row(row)?;
@@ -510,7 +519,11 @@ impl<S: Store> List<S> {
             offset += 4 + u64::from(len);
             last = Some(item.path);
         }
-        if row.checked_mul(ROW) == Some(self.rows.len) { Ok(()) } else { Err(damaged("rows that belong to nothing")) }
+        if row.checked_mul(ROW) == Some(self.rows.len) {
+            Ok(())
+        } else {
+            Err(damaged("rows that belong to nothing"))
+        }
     }
 }
 

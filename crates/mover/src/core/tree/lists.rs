@@ -47,7 +47,14 @@ pub struct OpenFile {
 
 impl OpenFile {
     fn new(path: TreePath, id: u64, first_row: u64) -> Self {
-        Self { path, id, size: 0, first_row, before: None, content: blake3::Hasher::new_derive_key("conme-mover 1 content") }
+        Self {
+            path,
+            id,
+            size: 0,
+            first_row,
+            before: None,
+            content: blake3::Hasher::new_derive_key("conme-mover 1 content"),
+        }
     }
 
     fn add(&mut self, row: &Row) -> Result<(), Fault> {
@@ -267,7 +274,13 @@ impl<S: Store> Lists<S> {
             // By its old description it is recognised at the target as what an earlier round has put there.
             if let Kind::File { size, content, .. } = item.kind {
                 let kind = Kind::File { size, rows: 0, content };
-                let before = Item { kind, state: State::Ghost, path: item.path.clone(), meta: item.meta.clone(), place: item.place };
+                let before = Item {
+                    kind,
+                    state: State::Ghost,
+                    path: item.path.clone(),
+                    meta: item.meta.clone(),
+                    place: item.place,
+                };
                 self.work.add(&before, None).map_err(state)?;
             }
         }
@@ -310,7 +323,13 @@ impl<S: Store> Lists<S> {
     ///
     /// # Errors
     /// See [`Self::keep`].
-    pub fn put(&mut self, path: TreePath, kind: Kind, meta: Meta, stat: Option<&StatRow>) -> Result<(), Fault> {
+    pub fn put(
+        &mut self,
+        path: TreePath,
+        kind: Kind,
+        meta: Meta,
+        stat: Option<&StatRow>,
+    ) -> Result<(), Fault> {
         self.admit(&path, kind.is_dir())?;
         if let Kind::Link(to) = &kind {
             self.admit_link(to)?;
@@ -542,7 +561,11 @@ fn is_sound<S: Store>(list: &mut List<S>, number: u64, item: &Item) -> io::Resul
 ///
 /// # Errors
 /// Of the disk.
-pub fn finish<S: Store>(into: &mut List<S>, work: &mut List<S>, missing: &BTreeMap<u64, TreePath>) -> io::Result<()> {
+pub fn finish<S: Store>(
+    into: &mut List<S>,
+    work: &mut List<S>,
+    missing: &BTreeMap<u64, TreePath>,
+) -> io::Result<()> {
     for number in 0..work.extent().items {
         let item = work.item(number)?;
         if item.state != State::Live || missing.contains_key(&number) {

@@ -148,9 +148,11 @@ impl Op {
                 }
                 Self::Chunk { hash, content: content.to_vec() }
             }
-            step @ (8 | 9) => {
-                Self::Copy { work: step == 9, row: from.number(u64::MAX, "row")?, count: from.number(u64::MAX, "count")? }
-            }
+            step @ (8 | 9) => Self::Copy {
+                work: step == 9,
+                row: from.number(u64::MAX, "row")?,
+                count: from.number(u64::MAX, "count")?,
+            },
             10 => match from.number(MAX_FILE, "length")? {
                 0 => return Err(Malformed("length")),
                 len => Self::Zeros { len },

@@ -60,7 +60,11 @@ impl TreePath {
     /// The directory that it is in; the root is in none.
     pub fn parent(&self) -> Option<Self> {
         let name = self.0.rsplit(|byte| *byte == b'/').next()?.len();
-        if self.is_root() { None } else { Some(Self(self.0[..(self.0.len() - name).saturating_sub(1)].to_vec())) }
+        if self.is_root() {
+            None
+        } else {
+            Some(Self(self.0[..(self.0.len() - name).saturating_sub(1)].to_vec()))
+        }
     }
 
     /// The last name of it; empty for the root.
@@ -75,13 +79,21 @@ impl TreePath {
 
     /// Whether it is this directory or below it.
     pub fn is_within(&self, dir: &Self) -> bool {
-        dir.is_root() || self.0.strip_prefix(&dir.0[..]).is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+        dir.is_root()
+            || self
+                .0
+                .strip_prefix(&dir.0[..])
+                .is_some_and(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
     }
 }
 
 /// Whether an entry of a directory can be called so.
 pub fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name.len() <= MAX_NAME && name != b"." && name != b".." && !name.iter().any(|b| matches!(b, 0 | b'/'))
+    !name.is_empty()
+        && name.len() <= MAX_NAME
+        && name != b"."
+        && name != b".."
+        && !name.iter().any(|b| matches!(b, 0 | b'/'))
 }
 
 impl Ord for TreePath {
@@ -139,7 +151,8 @@ mod tests {
     #[test]
     fn no_path_leads_out_of_the_tree() {
         let long = [b"a".repeat(256), b"a/".repeat(2048), b"../etc".to_vec()];
-        let bad = [&b"/etc"[..], b"a/", b"a//b", b".", b"..", b"a/../b", b"a/./b", b"a\0b", b".conme-mover/x"];
+        let bad =
+            [&b"/etc"[..], b"a/", b"a//b", b".", b"..", b"a/../b", b"a/./b", b"a\0b", b".conme-mover/x"];
         for bytes in bad.into_iter().chain(long.iter().map(Vec::as_slice)) {
             assert!(TreePath::new(bytes.to_vec()).is_err(), "{bytes:?}");
         }

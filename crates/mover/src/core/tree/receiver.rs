@@ -115,7 +115,13 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
     ///
     /// # Errors
     /// Of the target and of the state directory.
-    pub fn open(mut target: T, mut shelf: F, transfer: [u8; 16], window: u32, budget: Budget) -> Result<Self, Fault> {
+    pub fn open(
+        mut target: T,
+        mut shelf: F,
+        transfer: [u8; 16],
+        window: u32,
+        budget: Budget,
+    ) -> Result<Self, Fault> {
         let mut log = shelf.open(RECORD).map_err(Fault::State)?;
         let mut record = Record::load(&log).map_err(Fault::State)?.unwrap_or_default();
         let mut foreign = Vec::new();
@@ -242,7 +248,9 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
                     return Err(Fault::Peer("content outside of a round".into()));
                 }
                 let steps = pack::unpack(packing, payload, (len as usize).min(MAX_STEPS));
-                let Some(steps) = steps else { return Err(Fault::Peer("steps that cannot be unpacked".into())) };
+                let Some(steps) = steps else {
+                    return Err(Fault::Peer("steps that cannot be unpacked".into()));
+                };
                 let mut from = Fields(&steps);
                 while let Some(op) = Op::take(&mut from).map_err(|error| Fault::Peer(error.to_string()))? {
                     self.apply(op)?;
@@ -260,12 +268,18 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
     }
 
     fn expect_untouched(&self) -> Result<(), Fault> {
-        if self.sequence == 0 { Ok(()) } else { Err(Fault::Peer("a comparison in the middle of a round".into())) }
+        if self.sequence == 0 {
+            Ok(())
+        } else {
+            Err(Fault::Peer("a comparison in the middle of a round".into()))
+        }
     }
 
     fn begin(&mut self, round: u32, kind: RoundKind) -> Result<(), Fault> {
-        let goes_on = round == self.record.round && kind == self.record.kind && !self.record.complete && round > 0;
-        if !matches!(self.phase, Phase::Open) || (!goes_on && self.record.round.checked_add(1) != Some(round)) {
+        let goes_on =
+            round == self.record.round && kind == self.record.kind && !self.record.complete && round > 0;
+        if !matches!(self.phase, Phase::Open) || (!goes_on && self.record.round.checked_add(1) != Some(round))
+        {
             return Err(Fault::Peer(format!("round {round} after round {}", self.record.round)));
         }
         self.record.round = round;
@@ -429,7 +443,8 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
 
     /// Everything is in its place: what was the work of this round is the base of the next.
     fn settled(&mut self, settle: &Settle) -> Result<u64, Fault> {
-        let work = List::open(&mut self.shelf, &work_name(self.record.generation), false).map_err(Fault::State)?;
+        let work =
+            List::open(&mut self.shelf, &work_name(self.record.generation), false).map_err(Fault::State)?;
         settled(&mut self.target, &mut self.shelf, &mut self.log, &mut self.record, work, &settle.missing)?;
         let base =
             List::open(&mut self.shelf, &base_name(self.record.generation), false).map_err(Fault::State)?;
@@ -614,7 +629,9 @@ impl Verifier {
         }
         while left > 0 && sound {
             self.buffer.resize(left.min(1 << 18) as usize, 0);
-            sound = target.read(place, row.offset + row.span() - left, &mut self.buffer).map_err(Fault::Target)?;
+            sound = target
+                .read(place, row.offset + row.span() - left, &mut self.buffer)
+                .map_err(Fault::Target)?;
             left -= self.buffer.len() as u64;
             sound &= if row.zero.is_some() {
                 hash::is_zero(&self.buffer)

@@ -95,8 +95,7 @@ impl Record {
             _ => return Err(Malformed("record")),
         };
         let generation = number(&mut from)?;
-        let work =
-            Extent { items: number(&mut from)?, bytes: number(&mut from)?, rows: number(&mut from)? };
+        let work = Extent { items: number(&mut from)?, bytes: number(&mut from)?, rows: number(&mut from)? };
         let progress = Progress { work, position: number(&mut from)?, next_id: number(&mut from)? };
         let open = if open == 1 { Some(Cut::take(&mut from)?) } else { None };
         let made_from = if from.byte("record")? == 1 { Some(MadeFrom::take(&mut from)?) } else { None };

@@ -483,7 +483,13 @@ impl<R: Source, F: Shelf> Sender<R, F> {
         Ok(())
     }
 
-    fn block(&mut self, part: Part, block: u64, packing: frame::Packing, payload: Vec<u8>) -> Result<(), Fault> {
+    fn block(
+        &mut self,
+        part: Part,
+        block: u64,
+        packing: frame::Packing,
+        payload: Vec<u8>,
+    ) -> Result<(), Fault> {
         let (Phase::Comparing(comparison), Some(lists)) = (&mut self.phase, &mut self.lists) else {
             return Err(Fault::Peer("a block that nobody asked for".into()));
         };

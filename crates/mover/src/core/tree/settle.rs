@@ -49,7 +49,11 @@ impl Settle {
     ///
     /// # Errors
     /// Of the target and of the state directory.
-    pub fn step<S: Store>(&mut self, work: &mut List<S>, target: &mut impl Target) -> Result<Option<()>, Fault> {
+    pub fn step<S: Store>(
+        &mut self,
+        work: &mut List<S>,
+        target: &mut impl Target,
+    ) -> Result<Option<()>, Fault> {
         let items = work.extent().items;
         for _ in 0..STEP {
             if self.removed < items {
@@ -67,7 +71,12 @@ impl Settle {
     }
 
     /// The entries of the last path that has not been dealt with.
-    fn remove<S: Store>(&mut self, work: &mut List<S>, target: &mut impl Target, items: u64) -> Result<(), Fault> {
+    fn remove<S: Store>(
+        &mut self,
+        work: &mut List<S>,
+        target: &mut impl Target,
+        items: u64,
+    ) -> Result<(), Fault> {
         let (mut live, mut had) = (None, Vec::new());
         while self.removed < items {
             let item = work.item(items - 1 - self.removed).map_err(Fault::State)?;
@@ -90,7 +99,12 @@ impl Settle {
     }
 
     /// The entries of the next path.
-    fn place<S: Store>(&mut self, work: &mut List<S>, target: &mut impl Target, items: u64) -> Result<(), Fault> {
+    fn place<S: Store>(
+        &mut self,
+        work: &mut List<S>,
+        target: &mut impl Target,
+        items: u64,
+    ) -> Result<(), Fault> {
         let mut had: Vec<Item> = Vec::new();
         while self.placed < items {
             let number = self.placed;
@@ -107,7 +121,13 @@ impl Settle {
         Ok(())
     }
 
-    fn place_one(&mut self, number: u64, item: Item, had: &[Item], target: &mut impl Target) -> Result<(), Fault> {
+    fn place_one(
+        &mut self,
+        number: u64,
+        item: Item,
+        had: &[Item],
+        target: &mut impl Target,
+    ) -> Result<(), Fault> {
         while self.dirs.last().is_some_and(|dir| !item.path.is_within(&dir.path)) {
             let Some(dir) = self.dirs.pop() else { break };
             target.close_dir(&dir).map_err(Fault::Target)?;
