@@ -384,12 +384,16 @@ impl<S: Source, T: Table> Sender<S, T> {
         if !self.wanted.remove(&unit) {
             return Err(Fault::Peer("leaves that nobody asked for".into()));
         }
-        let base = self.base(unit)?;
-        if hashes.len() == self.geometry.leaves(unit) && hash::unit(&self.geometry, unit, hashes) == base {
-            self.tables.leaves.set(self.leaf_place(unit), hashes).map_err(Fault::State)?;
-        } else {
-            self.whole.insert(unit);
-        }
+        // The receiver may have read the unit back since the tables were compared: what it says now counts.
+        let base = match hashes.len() {
+            0 => Digest::UNKNOWN,
+            count if count == self.geometry.leaves(unit) => {
+                self.tables.leaves.set(self.leaf_place(unit), hashes).map_err(Fault::State)?;
+                hash::unit(&self.geometry, unit, hashes)
+            }
+            _ => return Err(Fault::Peer("more or fewer leaves than a unit has".into())),
+        };
+        self.tables.units.set(unit, &[base]).map_err(Fault::State)?;
         self.again.insert(unit);
         Ok(())
     }
