@@ -187,6 +187,31 @@ fn a_cut_costs_nothing_that_was_acknowledged() {
 }
 
 #[test]
+fn a_file_that_was_cut_goes_on_where_it_was_without_being_read_again() {
+    let mut site = Site::new();
+    // Nothing changes here: so what was read a moment ago counts.
+    site.source.settles_after = std::time::Duration::ZERO;
+    std::fs::write(site.from("a"), noise(1, 300_000)).unwrap();
+    std::fs::write(site.from("large"), noise(2, 8 << 20)).unwrap();
+    let cut = site.session(RoundKind::Copy, Some(Cut::Kill(12))).unwrap();
+    assert!(cut.result.is_none() && cut.received > 3 << 20, "{} received", cut.received);
+    // What the dead session wrote behind its last acknowledgement is not relied on.
+    site.receiver.cut();
+    let rest = site.copy();
+    assert!(rest.tally.read + cut.received - cut.unacknowledged < (8 << 20) + 600_000, "{:?}", rest.tally);
+    assert_eq!(rest.tally.files_read, 1);
+    assert_eq!(rest.fetched, 0);
+    site.assert_same();
+    let idle = site.copy();
+    assert_eq!((idle.tally.files_read, idle.tally.content), (0, 0));
+    assert!(idle.tally.wire < 100, "{:?}", idle.tally);
+    // A proof reads everything.
+    let proof = site.round(RoundKind::Proof);
+    assert_eq!((proof.tally.files_read, proof.tally.content), (2, 0));
+    assert!(proof.result.unwrap().agreed);
+}
+
+#[test]
 fn a_rename_in_the_middle_of_a_cut_round_finds_its_content_again() {
     let mut site = Site::new();
     std::fs::write(site.from("aa"), noise(5, 3 << 20)).unwrap();

@@ -113,15 +113,33 @@ fn cut() -> impl Strategy<Value = Cut> {
     prop_oneof![(2..14_usize).prop_map(Cut::Kill), (2..14_usize).prop_map(Cut::Power)]
 }
 
+/// Whether two changes right after one another leave different times: then unchanged files need not be read again.
+fn times_are_fine(site: &Site) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let path = site.from("../times");
+    let mut before = (0, 0);
+    (0..50).all(|n| {
+        std::fs::write(&path, [n]).unwrap();
+        let meta = std::fs::metadata(&path).unwrap();
+        let other = before != (meta.ctime(), meta.ctime_nsec());
+        before = (meta.ctime(), meta.ctime_nsec());
+        other
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 60, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn both_ends_are_alike_after_any_edits_and_any_cuts(
+        trusting: bool,
         days in prop::collection::vec((prop::collection::vec(edit(), 0..25), prop::collection::vec(cut(), 0..4)), 1..4),
     ) {
         let mut site = Site::new();
         site.window = 1 << 16;
+        if trusting && times_are_fine(&site) {
+            site.source.settles_after = std::time::Duration::ZERO;
+        }
         for (edits, cuts) in days {
             let (first, later) = edits.split_at(edits.len() / 2);
             first.iter().for_each(|edit| apply(&site, edit));

@@ -71,6 +71,8 @@ pub fn noticed(stat: &Stat) -> ports::Stat {
     ports::Stat {
         dev: stat.st_dev,
         ino: stat.st_ino,
+        // Its size is another on other machines.
+        #[allow(clippy::unnecessary_cast)]
         links: stat.st_nlink as u64,
         size: stat.st_size as u64,
         mtime: mtime(stat),

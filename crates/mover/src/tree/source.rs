@@ -13,6 +13,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::attributes;
+use crate::core::tree::item::Time;
 use crate::core::tree::path::{RESERVED, TreePath};
 use crate::core::tree::ports::{Bit, Seen, SeenKind, Source, Trouble, Walked};
 
@@ -20,8 +21,6 @@ use crate::core::tree::ports::{Bit, Seen, SeenKind, Source, Trouble, Walked};
 const NAMES: usize = 1 << 16;
 /// Directories within one another that are gone into: each takes a descriptor.
 const DEPTH: usize = 512;
-/// A change this short ago may be followed by one that leaves the same times.
-const FRESH: Duration = Duration::from_secs(2);
 
 /// What is not to be carried, by patterns.
 #[derive(Debug, Clone, Default)]
@@ -54,12 +53,20 @@ impl Excludes {
 }
 
 /// What is read of a tree.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct SourceSettings {
     /// What is not.
     pub excludes: Excludes,
     /// Whether directories on which another file system is mounted are gone into.
     pub cross: bool,
+    /// A change this short ago may be followed by one that leaves the same times: such a file is read again.
+    pub settles_after: Duration,
+}
+
+impl Default for SourceSettings {
+    fn default() -> Self {
+        Self { excludes: Excludes::default(), cross: false, settles_after: Duration::from_secs(2) }
+    }
 }
 
 /// The tree.
@@ -152,7 +159,8 @@ impl TreeSource {
     /// A directory, and then what is in it.
     fn enter(&mut self, path: TreePath, fd: OwnedFd) -> io::Result<Walked> {
         let stat = fstat(&fd)?;
-        let seen = seen(path.clone(), SeenKind::Dir, &stat, attributes::read(&fd)?);
+        let seen =
+            seen(path.clone(), SeenKind::Dir, &stat, attributes::read(&fd)?, self.settings.settles_after);
         if stat.st_dev != self.dev && !self.settings.cross {
             let why = "another file system is mounted there (--cross-file-systems goes into it)";
             self.ahead.push_back(Walked::Trouble(path, Trouble::LeftOut(why)));
@@ -207,15 +215,33 @@ impl TreeSource {
                 if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
                     return Ok(Walked::Trouble(path.clone(), Trouble::Vanished));
                 }
-                let seen = seen(path.clone(), SeenKind::File, &stat, attributes::read(&fd)?);
+                let seen = seen(
+                    path.clone(),
+                    SeenKind::File,
+                    &stat,
+                    attributes::read(&fd)?,
+                    self.settings.settles_after,
+                );
                 self.file = Some(Open { path: path.clone(), fd, at: 0, data_end: 0, size: 0 });
                 Ok(Walked::Seen(seen))
             }
             FileType::Symlink => {
                 let target = readlinkat(&level.fd, name, Vec::new())?.into_bytes();
-                Ok(Walked::Seen(seen(path.clone(), SeenKind::Symlink(target), &stat, Vec::new())))
+                Ok(Walked::Seen(seen(
+                    path.clone(),
+                    SeenKind::Symlink(target),
+                    &stat,
+                    Vec::new(),
+                    self.settings.settles_after,
+                )))
             }
-            FileType::Fifo => Ok(Walked::Seen(seen(path.clone(), SeenKind::Fifo, &stat, Vec::new()))),
+            FileType::Fifo => Ok(Walked::Seen(seen(
+                path.clone(),
+                SeenKind::Fifo,
+                &stat,
+                Vec::new(),
+                self.settings.settles_after,
+            ))),
             FileType::Socket => left_out("a socket is made by the program that listens on it"),
             FileType::CharacterDevice | FileType::BlockDevice => {
                 left_out("a device belongs to the machine, and would be a way to the disks of another")
@@ -233,12 +259,20 @@ fn unreadable(path: TreePath, error: &io::Error) -> Walked {
     Walked::Trouble(path, Trouble::Unreadable(error.to_string()))
 }
 
-fn seen(path: TreePath, kind: SeenKind, stat: &Stat, xattrs: Vec<(Vec<u8>, Vec<u8>)>) -> Seen {
+fn seen(
+    path: TreePath,
+    kind: SeenKind,
+    stat: &Stat,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    settles_after: Duration,
+) -> Seen {
     let noticed = attributes::noticed(stat);
-    let limit = SystemTime::now().checked_sub(FRESH).and_then(|limit| limit.duration_since(UNIX_EPOCH).ok());
-    let limit = limit.map_or(0, |limit| limit.as_secs() as i64);
+    let limit = SystemTime::now().checked_sub(settles_after);
+    let limit = limit.and_then(|limit| limit.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
+    let limit = (limit.as_secs() as i64, limit.subsec_nanos());
     // The clock may go wrong, the times of changes with it: what is from the future is never old.
-    let fresh = noticed.mtime.seconds >= limit || noticed.ctime.seconds >= limit;
+    let is_late = |time: Time| (time.seconds, time.nanos) > limit;
+    let fresh = is_late(noticed.mtime) || is_late(noticed.ctime);
     Seen { path, kind, meta: attributes::meta(stat, xattrs), stat: noticed, fresh }
 }
 
@@ -332,9 +366,10 @@ impl Source for TreeSource {
     }
 
     fn look_again(&mut self) -> io::Result<Seen> {
+        let settles_after = self.settings.settles_after;
         let file = self.current()?;
         let stat = fstat(&file.fd)?;
         let xattrs = attributes::read(&file.fd)?;
-        Ok(seen(file.path.clone(), SeenKind::File, &stat, xattrs))
+        Ok(seen(file.path.clone(), SeenKind::File, &stat, xattrs, settles_after))
     }
 }

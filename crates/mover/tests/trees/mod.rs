@@ -21,6 +21,9 @@ use conme_mover::core::tree::sender::{Order, Sender, Step, Tally};
 use conme_mover::core::tree::settle::Foreign;
 use conme_mover::tree::{Owners, SourceSettings, TargetSettings, TreeSource, TreeTarget};
 
+/// What is done before each piece of a file is read.
+pub type Hook = Box<dyn FnMut(&TreePath)>;
+
 /// A transfer between two directories of its own.
 pub struct Site {
     dir: tempfile::TempDir,
@@ -32,7 +35,7 @@ pub struct Site {
     pub receiver: Memory,
     pub begun: Option<u32>,
     /// Called before each piece of a file is read.
-    pub while_reading: Option<Box<dyn FnMut(&TreePath)>>,
+    pub while_reading: Option<Hook>,
 }
 
 /// What a session has come to.
@@ -231,7 +234,7 @@ impl Site {
 struct Watched {
     inner: TreeSource,
     at: TreePath,
-    hook: Option<Box<dyn FnMut(&TreePath)>>,
+    hook: Option<Hook>,
 }
 
 impl Source for Watched {

@@ -75,7 +75,7 @@ enum Phase {
     Open,
     InRound,
     Settling(RoundEnd, Settle),
-    Reading(RoundEnd, Verifier, bool),
+    Reading(RoundEnd, Box<Verifier>, bool),
     Over,
 }
 
@@ -420,7 +420,7 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
                 self.foreign.append(&mut settle.foreign);
                 let total = self.settled(&settle)?;
                 if self.record.kind == RoundKind::Proof {
-                    self.phase = Phase::Reading(end, Verifier::default(), settle.missing.is_empty());
+                    self.phase = Phase::Reading(end, Box::default(), settle.missing.is_empty());
                     return Ok(Ending::Reading { done: 0, total });
                 }
                 self.result(&end, settle.missing.is_empty())

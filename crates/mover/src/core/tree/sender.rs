@@ -371,7 +371,7 @@ impl<R: Source, F: Shelf> Sender<R, F> {
         if !matches!(self.phase, Phase::Welcomed) {
             return Err(Fault::Peer("a list that nobody asked for".into()));
         }
-        if base.items > MAX_LIST || base.rows > MAX_LIST || base.rows % ROW != 0 {
+        if base.items > MAX_LIST || base.rows > MAX_LIST || !base.rows.is_multiple_of(ROW) {
             return Err(Fault::Peer("an impossible list".into()));
         }
         let mut list = self.own_copy(&base).map_err(state)?;
