@@ -341,6 +341,12 @@ impl Memory {
         self.0.lock().unwrap().values_mut().for_each(|pages| pages.now.clone_from(&pages.durable));
     }
 
+    /// Keeps everything in this directory instead, as the program does.
+    pub fn on_disk(dir: &Path) -> conme_mover::tree::store::DirShelf {
+        std::fs::create_dir(dir).unwrap();
+        conme_mover::tree::store::DirShelf::new(dir)
+    }
+
     pub fn lose(&self) {
         self.0.lock().unwrap().clear();
     }
