@@ -5,4 +5,5 @@ mod dial;
 pub mod enrol;
 pub mod receive;
 pub mod tls;
+pub mod tree;
 mod wire;

@@ -28,7 +28,8 @@ use crate::core::tree::ports::{Outcome, Target, Where};
 const SHARD: u64 = 1024;
 
 /// Whose the entries of the target are.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Owners {
     /// Those of the source by their numbers, but for these: the number there, the number here.
     Same {
@@ -42,7 +43,7 @@ pub enum Owners {
 }
 
 /// How a tree is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct TargetSettings {
     /// Whose the entries are.
     pub owners: Owners,

@@ -101,6 +101,11 @@ impl Root {
         self.entries += 1;
     }
 
+    /// Entries so far.
+    pub fn entries(&self) -> u64 {
+        self.entries
+    }
+
     /// The root.
     pub fn finish(&self) -> Digest {
         Digest(*self.hasher.clone().update(&self.entries.to_le_bytes()).finalize().as_bytes())

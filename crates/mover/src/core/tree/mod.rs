@@ -12,6 +12,7 @@
 
 pub mod bytes;
 pub mod cut;
+pub mod evidence;
 pub mod frame;
 pub mod hashes;
 pub mod item;

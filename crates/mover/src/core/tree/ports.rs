@@ -330,6 +330,9 @@ pub enum Fault {
     /// Content that both ends took for known is not what it was.
     #[error("what was at the target has changed there; the next session sends it again")]
     Spoilt,
+    /// The target is not as it should be, however often what differs is sent again.
+    #[error("the target still differs after {0} rounds: the receiver says what is in the way")]
+    Differs(u32),
     /// More than the receiver was told to take.
     #[error("the tree is larger than this target may become ({0}): raise the limit, or exclude something")]
     Budget(&'static str),
@@ -353,7 +356,7 @@ impl Fault {
             Self::Refused { later, .. } => *later,
             Self::Peer(_) | Self::Spoilt => true,
             Self::Source(_) | Self::Target(_) | Self::State(_) | Self::Budget(_) => false,
-            Self::Disturbed(_) | Self::Unproven { .. } => false,
+            Self::Differs(_) | Self::Disturbed(_) | Self::Unproven { .. } => false,
         }
     }
 }

@@ -25,7 +25,7 @@ const BATCH: u64 = 16 << 20;
 /// Frames after which it is.
 const FRAMES: u64 = 1024;
 /// The store of the record.
-const RECORD: &str = "record";
+pub const RECORD: &str = "record";
 
 /// What has been done so far in a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -101,7 +101,8 @@ pub struct Receiver<T, F: Shelf> {
     verified: Option<Verified>,
 }
 
-fn base_name(generation: u64) -> String {
+/// The list of what the target has.
+pub fn base_name(generation: u64) -> String {
     format!("base-{generation}")
 }
 

@@ -59,6 +59,8 @@ pub struct Tally {
     pub read: u64,
     /// Bytes of content that were sent, before packing.
     pub content: u64,
+    /// Bytes of it that the receiver has acknowledged.
+    pub acknowledged: u64,
     /// Bytes of content that the receiver had, of files that are new or changed.
     pub known: u64,
     /// Bytes of the frames.
@@ -147,6 +149,15 @@ struct Reading {
     times: u32,
 }
 
+/// A frame that is not acknowledged yet.
+#[derive(Debug)]
+struct InFlight {
+    sequence: u64,
+    cost: u64,
+    /// Bytes of content up to and with it.
+    content: u64,
+}
+
 /// The agent's end of one session.
 #[derive(Debug)]
 pub struct Sender<R, F: Shelf> {
@@ -173,7 +184,7 @@ pub struct Sender<R, F: Shelf> {
     pending: Option<Op>,
     steps: Vec<u8>,
     sequence: u64,
-    in_flight: VecDeque<(u64, u64)>,
+    in_flight: VecDeque<InFlight>,
     in_flight_cost: u64,
     tally: Tally,
     troubles: Vec<(TreePath, Trouble)>,
@@ -517,9 +528,10 @@ impl<R: Source, F: Shelf> Sender<R, F> {
         if sequence > self.sequence {
             return Err(Fault::Peer("an acknowledgement of what was not sent".into()));
         }
-        while self.in_flight.front().is_some_and(|(flying, _)| *flying <= sequence) {
-            let Some((_, cost)) = self.in_flight.pop_front() else { break };
-            self.in_flight_cost -= cost;
+        while self.in_flight.front().is_some_and(|flying| flying.sequence <= sequence) {
+            let Some(landed) = self.in_flight.pop_front() else { break };
+            self.in_flight_cost -= landed.cost;
+            self.tally.acknowledged = landed.content;
         }
         Ok(())
     }
@@ -590,7 +602,7 @@ impl<R: Source, F: Shelf> Sender<R, F> {
         self.sequence += 1;
         self.tally.wire += cost;
         self.in_flight_cost += cost;
-        self.in_flight.push_back((self.sequence, cost));
+        self.in_flight.push_back(InFlight { sequence: self.sequence, cost, content: self.tally.content });
         self.outbox.push_back(frame);
         // What the receiver may rely on after a cut has to be in the files, not in the memory of this process.
         self.lists()?.work.flush().map_err(state)
@@ -908,8 +920,10 @@ impl<R: Source, F: Shelf> Sender<R, F> {
         lists.add(|offset| Row { offset, ..row })?;
         let number = lists.work.extent().rows - 1;
         self.remember(&hash, true, number)?;
+        self.emit(Op::Chunk { hash, content: chunk.to_vec() })?;
+        // Counted only now: a frame that was full has left without it.
         self.tally.content += chunk.len() as u64;
-        self.emit(Op::Chunk { hash, content: chunk.to_vec() })
+        Ok(())
     }
 
     fn zeros(&mut self, reading: &mut Reading) -> Result<(), Fault> {
