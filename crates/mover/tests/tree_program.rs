@@ -36,7 +36,7 @@ fn tree(site: &Site) {
     for n in 0..40 {
         std::fs::write(site.path(&format!("tree/uffici/tributi/{n}")), noise(n, 20_000)).unwrap();
     }
-    std::fs::write(site.path("tree/archive"), noise(99, 6 << 20)).unwrap();
+    std::fs::write(site.path("tree/archive"), noise(99, 8 << 20)).unwrap();
     std::fs::hard_link(site.path("tree/archive"), site.path("tree/second name")).unwrap();
     symlink("../outside", site.path("tree/link")).unwrap();
     std::fs::set_permissions(site.path("tree/uffici"), PermissionsExt::from_mode(0o750)).unwrap();
@@ -89,10 +89,11 @@ fn whoever_is_killed_both_ends_go_on_where_they_were() {
     let site = Site::enrolled();
     tree(&site);
     let mut there = receiver(&site, &[]);
-    let mut here = agent(&site, &there.address(), &["--cap", "40mbit", "--level", "0"]);
+    let mut here = agent(&site, &there.address(), &["--cap", "24mbit", "--level", "0"]);
     let (mut acknowledged, mut kills) = (0, 0);
-    while kills < 4 {
-        let progress = here.event("progress");
+    while kills < 3 {
+        // On a slow machine a session may come to its end before anybody gets round to killing it.
+        let Some(progress) = here.event_or_end("progress") else { break };
         let now = progress["tally"]["acknowledged"].as_u64().unwrap();
         if now < 800_000 {
             continue;
@@ -109,11 +110,12 @@ fn whoever_is_killed_both_ends_go_on_where_they_were() {
             // It still calls at the old address.
             here.kill();
         }
-        here = agent(&site, &there.address(), &["--cap", "40mbit", "--level", "0"]);
+        here = agent(&site, &there.address(), &["--cap", "24mbit", "--level", "0"]);
     }
     assert!(here.end().success(), "{:#?}", here.seen);
+    assert!(kills > 0, "{:#?}", here.seen);
     let last = here.last("round")["tally"]["content"].as_u64().unwrap();
-    let total = 40 * 20_000 + (6 << 20);
+    let total = 40 * 20_000 + (8 << 20);
     assert!(acknowledged + last <= total, "{acknowledged} were acknowledged, then {last} sent, of {total}");
     assert_eq!(snapshot(&site.path("tree")), snapshot(&site.path("copy")));
 }
