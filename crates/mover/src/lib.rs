@@ -12,3 +12,4 @@ pub mod disk;
 pub mod gateway;
 pub mod identity;
 pub mod net;
+pub mod tree;

@@ -20,17 +20,21 @@ use tokio::sync::watch;
 
 pub use output::{Form, Output};
 
-use crate::core::evidence::Evidence;
+use crate::core::evidence::{Evidence, Signed};
 use crate::core::frame::RoundKind;
 use crate::core::geometry::LEAF;
 use crate::core::hash::{Digest, Root};
 use crate::core::ports::Table as _;
+use crate::core::tree;
+use crate::core::tree::lists::Budget;
 use crate::core::verify::{Verified, Verifier};
 use crate::disk::Disk;
 use crate::identity::{Authority, Identity, Role, Token, agent_uri, receiver_uri, signer, write_private};
 use crate::net::agent::{self, AgentError};
 use crate::net::dial::Proxy;
+use crate::net::tree::{Take, TreeTransfer};
 use crate::net::{enrol, lease, receive, tls};
+use crate::tree::{Excludes, Owners, SourceSettings, TargetSettings, TreeTarget};
 
 /// Name and version, as both ends tell each other.
 pub const SOFTWARE: &str = concat!("conme-mover ", env!("CARGO_PKG_VERSION"));
@@ -39,6 +43,8 @@ pub const SOFTWARE: &str = concat!("conme-mover ", env!("CARGO_PKG_VERSION"));
 const DIFFERS: u8 = 4;
 /// Given up waiting for a connection.
 const GAVE_UP: u8 = 3;
+/// Done, but something of the tree could not be read.
+const INCOMPLETE: u8 = 5;
 const FAILED: u8 = 1;
 
 /// Moves the disks of a local server into the data centre while it keeps working, and proves that they arrived.
@@ -56,7 +62,7 @@ const FAILED: u8 = 1;
         conme-mover enrol --token token.json --state agent\n  \
         conme-mover agent --state agent --source /dev/vda --prove\n\n\
         It may be killed or cut off at any moment, at either end: started again, it goes on where it was.\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong use, 3 given up waiting, 4 the content differs."
+        Exit codes: 0 done, 1 failed, 2 wrong use, 3 given up waiting, 4 the content differs, 5 done but for what could\nnot be read."
 )]
 pub struct Cli {
     /// How to tell what happens: `json` writes one event a line to standard output.
@@ -96,8 +102,17 @@ struct AgentArgs {
     #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
     state: PathBuf,
     /// The block device or image to send.
-    #[arg(long, value_name = "PATH")]
-    source: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "tree")]
+    source: Option<PathBuf>,
+    /// The directory to send, with all that is in it; the receiver has to be started with --into.
+    #[arg(long, value_name = "DIR", conflicts_with = "source")]
+    tree: Option<PathBuf>,
+    /// What of the directory not to send: a name such as *.tmp, or a path in it such as /var/cache.
+    #[arg(long, value_name = "PATTERN", requires = "tree")]
+    exclude: Vec<String>,
+    /// Go into directories on which another file system is mounted, too.
+    #[arg(long, requires = "tree")]
+    cross_file_systems: bool,
     /// Where the receiver is, when it is not where the token said.
     #[arg(long, value_name = "HOST:PORT")]
     connect: Option<String>,
@@ -133,8 +148,29 @@ struct ReceiveArgs {
     #[arg(long, value_name = "IP:PORT", default_value = "[::]:7443")]
     listen: SocketAddr,
     /// The block device or image to write.
-    #[arg(long, value_name = "PATH")]
-    target: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "into")]
+    target: Option<PathBuf>,
+    /// The directory to write.
+    #[arg(long, value_name = "DIR", conflicts_with = "target")]
+    into: Option<PathBuf>,
+    /// Everything in the directory is to belong to who runs this, not to its owners at the source.
+    #[arg(long, requires = "into", conflicts_with_all = ["map_user", "map_group"])]
+    own: bool,
+    /// A user's number at the source and here, such as 1000:51000.
+    #[arg(long, value_name = "THERE:HERE", requires = "into", value_parser = mapping)]
+    map_user: Vec<(u32, u32)>,
+    /// A group's number at the source and here.
+    #[arg(long, value_name = "THERE:HERE", requires = "into", value_parser = mapping)]
+    map_group: Vec<(u32, u32)>,
+    /// Programs keep setuid, setgid and capabilities.
+    #[arg(long, requires = "into")]
+    privileges: bool,
+    /// Entries that the directory may get at most.
+    #[arg(long, value_name = "NUMBER", requires = "into", default_value_t = 100_000_000)]
+    max_entries: u64,
+    /// Bytes that the directory may get at most; as many as fit when absent.
+    #[arg(long, value_name = "BYTES", requires = "into")]
+    max_bytes: Option<u64>,
     /// What is on the target may be lost.
     #[arg(long)]
     overwrite: bool,
@@ -280,7 +316,7 @@ pub fn run(cli: Cli) -> ExitCode {
 fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match command {
-        Command::Agent(args) => runtime()?.block_on(send(args, output)).map(done),
+        Command::Agent(args) => runtime()?.block_on(send(args, output)),
         Command::Receive(args) => runtime()?.block_on(take(args, output.clone())).map(done),
         Command::Gateway(gateway) => gateway::run(gateway, output),
         Command::Enrol(args) => runtime()?.block_on(enrolled(&args, output)).map(done),
@@ -303,7 +339,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?)
 }
 
-async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<()> {
+async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
     let identity =
         Arc::new(Identity::load(&args.state.join("identity")).context("enrol first: `conme-mover enrol`")?);
     if identity.about.role != Role::Agent {
@@ -313,8 +349,17 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<()> {
     let Some(address) = args.connect.or_else(|| identity.about.address.clone()) else {
         bail!("say where the receiver is: --connect");
     };
+    let tree = match &args.tree {
+        Some(_) => Some(SourceSettings {
+            excludes: Excludes::new(args.exclude.iter().map(String::as_str)).context("--exclude")?,
+            cross: args.cross_file_systems,
+            ..SourceSettings::default()
+        }),
+        None => None,
+    };
     let settings = agent::Settings {
-        source: args.source,
+        source: args.tree.or(args.source).context("say what to send: --source or --tree")?,
+        tree,
         state: args.state,
         address: address.clone(),
         proxy: args.out.proxy()?,
@@ -346,14 +391,17 @@ async fn rounds(
     prove: bool,
     rate: &watch::Receiver<Option<u64>>,
     output: &Output,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<ExitCode> {
     let copied = agent::round(settings, identity, RoundKind::Copy, rate, output).await?;
     output.round_over(RoundKind::Copy, &copied);
+    let lacking = copied.tree.as_ref().map_or(0, |tree| tree.tally.lacking);
     if prove {
         let proven = agent::round(settings, identity, RoundKind::Proof, rate, output).await?;
         output.round_over(RoundKind::Proof, &proven);
+        // A proof has read everything, or it does not come to its end.
+        return Ok(ExitCode::SUCCESS);
     }
-    Ok(())
+    Ok(if lacking > 0 { ExitCode::from(INCOMPLETE) } else { ExitCode::SUCCESS })
 }
 
 async fn take(args: ReceiveArgs, output: Output) -> anyhow::Result<()> {
@@ -361,8 +409,15 @@ async fn take(args: ReceiveArgs, output: Output) -> anyhow::Result<()> {
     if identity.about.role != Role::Receiver {
         bail!("{} is the identity of an agent", args.identity.display());
     }
+    let owners =
+        if args.own { Owners::Mine } else { Owners::Same { users: args.map_user, groups: args.map_group } };
+    let tree = args.into.is_some().then(|| Take {
+        settings: TargetSettings { owners, privileges: args.privileges },
+        budget: Budget { entries: args.max_entries, bytes: args.max_bytes.unwrap_or(Budget::NONE.bytes) },
+    });
     let settings = receive::Settings {
-        target: args.target,
+        target: args.into.or(args.target).context("say where to: --target or --into")?,
+        tree,
         state: args.state,
         overwrite: args.overwrite,
         until_proven: args.until_proven,
@@ -428,6 +483,9 @@ fn authority(ca: Ca, output: &Output) -> anyhow::Result<()> {
 }
 
 fn verify_state(state: &Path, target: &Path, output: &Output) -> anyhow::Result<ExitCode> {
+    if let Some(transfer) = TreeTransfer::load(state)? {
+        return verify_tree(state, target, &transfer, output);
+    }
     let Some(transfer) = receive::Transfer::load(state)? else {
         bail!("{} holds no transfer", state.display())
     };
@@ -450,6 +508,21 @@ fn verify_state(state: &Path, target: &Path, output: &Output) -> anyhow::Result<
     Ok(if found.damaged > 0 { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
 
+fn verify_tree(
+    state: &Path,
+    target: &Path,
+    transfer: &TreeTransfer,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let _held = crate::identity::lock(state)?;
+    let target = TreeTarget::open(target, transfer.settings.clone(), true, false)?;
+    let shelf = crate::net::tree::shelf(state)?;
+    let mut receiver = tree::receiver::Receiver::open(target, shelf, transfer.id, 1, Budget::NONE)?;
+    let found = receiver.verify(|_, _| {})?;
+    output.tree_verified(&found);
+    Ok(if found.damaged > 0 { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
+}
+
 fn verify_evidence(
     evidence: &Path,
     authority: &Path,
@@ -460,17 +533,33 @@ fn verify_evidence(
     let evidence: Evidence = serde_json::from_slice(&text).context("not an evidence file")?;
     let authority =
         CertificateDer::from_pem_file(authority).with_context(|| authority.display().to_string())?;
+    let signed_by = |ends: [(&Signed, Timestamp, String); 2]| {
+        for (signed, at, name) in ends {
+            let names = signer(signed, &authority, at)?;
+            if !names.contains(&name) {
+                bail!("{name} should have signed, but {} did", names.join(", "));
+            }
+        }
+        Ok(())
+    };
+    if let Some((source, there)) = tree::evidence::agreed(&evidence)? {
+        let subject = &there.subject;
+        signed_by([
+            (&evidence.source, source.ended, agent_uri(&subject.source, &subject.target)),
+            (&evidence.target, there.ended, receiver_uri(&subject.target)),
+        ])?;
+        output.tree_evidence(subject, &there);
+        if target.is_some() {
+            bail!("a directory is read back with `conme-mover verify --state`");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let (source, there) = evidence.agreed()?;
     let subject = &there.subject;
-    for (signed, at, name) in [
+    signed_by([
         (&evidence.source, source.ended, agent_uri(&subject.source, &subject.target)),
         (&evidence.target, there.ended, receiver_uri(&subject.target)),
-    ] {
-        let names = signer(signed, &authority, at)?;
-        if !names.contains(&name) {
-            bail!("{name} should have signed, but {} did", names.join(", "));
-        }
-    }
+    ])?;
     output.evidence(subject, &there);
     let Some(target) = target else { return Ok(ExitCode::SUCCESS) };
     let mut disk = Disk::source(target)?;
@@ -498,6 +587,9 @@ fn read_root(disk: &mut Disk, geometry: crate::core::geometry::Geometry) -> anyh
 
 fn manifest(state: &Path) -> anyhow::Result<()> {
     use crate::core::ports::Log as _;
+    if let Some(transfer) = TreeTransfer::load(state)? {
+        return tree_manifest(state, &transfer);
+    }
     let Some(transfer) = receive::Transfer::load(state)? else {
         bail!("{} holds no transfer", state.display())
     };
@@ -530,6 +622,49 @@ fn manifest(state: &Path) -> anyhow::Result<()> {
     });
     println!("{}", serde_json::to_string_pretty(&shown)?);
     Ok(())
+}
+
+fn tree_manifest(state: &Path, transfer: &TreeTransfer) -> anyhow::Result<()> {
+    use crate::core::tree::ports::Shelf as _;
+    let mut shelf = crate::net::tree::shelf(state)?;
+    let record = tree::record::Record::load(&shelf.open(tree::receiver::RECORD)?)?.unwrap_or_default();
+    let name = tree::receiver::base_name(record.generation);
+    let mut list = tree::list::List::open(&mut shelf, &name, false)?;
+    let (mut root, mut bytes) = (tree::lists::Root::default(), 0_u64);
+    for number in 0..list.extent().items {
+        let item = list.item(number)?;
+        if item.state == tree::item::State::Live {
+            root.add(&item);
+            if let tree::item::Kind::File { size, .. } = item.kind {
+                bytes = bytes.saturating_add(size);
+            }
+        }
+    }
+    let shown = serde_json::json!({
+        "transfer": crate::core::hash::transfer_name(&transfer.id),
+        "source": transfer.source,
+        "began": transfer.began,
+        "target": transfer.path,
+        "entries": root.entries(),
+        "bytes": bytes,
+        "round": record.round,
+        "purpose": record.kind,
+        "complete": record.complete,
+        "root": record.complete.then(|| root.finish()),
+    });
+    println!("{}", serde_json::to_string_pretty(&shown)?);
+    Ok(())
+}
+
+/// Two numbers of users or groups.
+fn mapping(text: &str) -> Result<(u32, u32), String> {
+    let wrong = || format!("{text:?} is no pair of numbers: write for example 1000:51000");
+    let (there, here) = text.split_once(':').ok_or_else(wrong)?;
+    match (there.parse(), here.parse()) {
+        // By the last number the kernel is told to leave an owner as it is.
+        (Ok(there), Ok(here)) if here != u32::MAX => Ok((there, here)),
+        _ => Err(wrong()),
+    }
 }
 
 /// Bytes each second from bits each second in words.

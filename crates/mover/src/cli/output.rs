@@ -12,6 +12,8 @@ use crate::core::evidence::{Subject, TargetStatement};
 use crate::core::frame::RoundKind;
 use crate::core::hash::Digest;
 use crate::core::journal::Record;
+use crate::core::tree;
+use crate::core::tree::evidence::{TreeSubject, TreeTarget};
 use crate::core::verify::Verified;
 use crate::net::agent::{Progress, Round};
 
@@ -87,6 +89,45 @@ impl Output {
         self.tell("session", fields, &text);
     }
 
+    /// An agent has come with a tree.
+    pub fn tree_session(&self, source: &str, record: &tree::record::Record) {
+        let tree::record::Record { round, complete, .. } = record;
+        let text = match (round, complete) {
+            (0, _) => format!("{source} begins"),
+            (_, true) => format!("{source} is back after round {round}"),
+            (_, false) => format!("{source} goes on with round {round}"),
+        };
+        self.tell("session", json!({ "source": source, "round": round, "complete": complete }), &text);
+    }
+
+    /// What reading a tree back has found.
+    pub fn tree_verified(&self, found: &tree::receiver::Verified) {
+        for difference in &found.named {
+            self.warning(&format!("{}: {}", difference.path, difference.what));
+        }
+        let named: Vec<_> = found.named.iter().map(|difference| difference.path.to_string()).collect();
+        let text = match found.damaged {
+            0 => "every entry is what was written".to_owned(),
+            count => format!("{count} entries are not what was written: the agent's next round repairs them"),
+        };
+        let sha256 = Digest(found.sha256).to_string();
+        self.tell("verified", json!({ "damaged": found.damaged, "paths": named, "sha256": sha256 }), &text);
+    }
+
+    /// What the evidence of a tree says.
+    pub fn tree_evidence(&self, subject: &TreeSubject, target: &TreeTarget) {
+        let text = format!(
+            "{} moved to {}: a directory, round {}, root {}{}, signed by both ends at {}",
+            subject.source,
+            subject.target,
+            subject.round,
+            subject.tree,
+            subject.sha256.map(|sha256| format!(", SHA-256 {sha256}")).unwrap_or_default(),
+            target.ended
+        );
+        self.tell("evidence", json!({ "subject": subject, "target": target }), &text);
+    }
+
     /// How far a round is; now and then.
     pub fn progress(&self, progress: &Progress) {
         let every = match self.form {
@@ -100,7 +141,24 @@ impl Output {
             }
             *told = Some(Instant::now());
         }
-        let Progress { round, units, tally, reading } = progress;
+        let Progress { round, units, tally, tree, reading } = progress;
+        if let Some(tally) = tree {
+            let text = match reading {
+                Some((done, total)) => format!("round {round}: the target is at entry {done} of {total}"),
+                None => format!(
+                    "round {round}: {} entries, {} MiB read, {} MiB sent for {} MiB of content",
+                    tally.entries,
+                    tally.read >> 20,
+                    tally.wire >> 20,
+                    tally.content >> 20
+                ),
+            };
+            return self.tell(
+                "progress",
+                json!({ "round": round, "tally": tally, "reading": reading }),
+                &text,
+            );
+        }
         let text = match reading {
             Some((done, total)) => format!("round {round}: the target reads back unit {done} of {total}"),
             None => format!(
@@ -128,9 +186,15 @@ impl Output {
             round.round,
             root.as_ref().map(|root| format!(" on {root}")).unwrap_or_default()
         );
-        let fields = json!({
+        let mut fields = json!({
             "round": round.round, "purpose": kind, "root": root, "tally": round.tally, "sessions": round.sessions,
         });
+        if let Some(tree) = &round.tree {
+            for (path, trouble) in &tree.troubles {
+                self.warning(&format!("{path} {trouble}"));
+            }
+            fields["tally"] = json!(tree.tally);
+        }
         self.tell("round", fields, &text);
     }
 

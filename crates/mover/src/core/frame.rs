@@ -54,6 +54,8 @@ pub enum BadFrame {
 pub enum Cargo {
     /// A disk or an image of one.
     Disk = 1,
+    /// A directory with all that is in it.
+    Tree = 2,
 }
 
 /// What a round is for.
@@ -373,6 +375,7 @@ impl Frame for ToReceiver {
                 features: from.u64()?,
                 cargo: match from.u8()? {
                     1 => Cargo::Disk,
+                    2 => Cargo::Tree,
                     _ => return from.impossible("cargo"),
                 },
                 len: from.u64()?,

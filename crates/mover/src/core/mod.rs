@@ -21,4 +21,5 @@ pub mod rounds;
 pub mod sender;
 pub mod share;
 pub mod sni;
+pub mod tree;
 pub mod verify;

@@ -12,19 +12,28 @@ use super::tls;
 use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{SourceStatement, Subject};
-use crate::core::frame::{Frame as _, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
+use crate::core::frame::{Frame, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
 use crate::core::ports::Fault;
 use crate::core::sender::{Conclusion, FRAMES, Order, Sender, Step, Tables, Tally};
+use crate::core::tree::path::TreePath;
+use crate::core::tree::ports::Trouble;
+use crate::core::tree::{self, sender};
 use crate::disk::{Disk, FileTable};
 use crate::identity::{Identity, IdentityError, make_private_dir, sign};
+use crate::tree::SourceSettings;
+
+/// Times that a round of a tree may end with a difference.
+const REPAIRS: u32 = 5;
 
 /// What an agent is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The disk.
+    /// The disk, or the directory.
     pub source: PathBuf,
+    /// What is read of a directory; of a disk when absent.
+    pub tree: Option<SourceSettings>,
     /// Where its state is.
     pub state: PathBuf,
     /// `host:port` of the receiver or of the gateway before it.
@@ -42,7 +51,7 @@ pub struct Settings {
 }
 
 /// What a round has come to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Round {
     /// Its number.
     pub round: u32,
@@ -50,8 +59,19 @@ pub struct Round {
     pub result: Option<RoundResult>,
     /// Counts of the last session.
     pub tally: Tally,
+    /// What there is to say of a tree.
+    pub tree: Option<TreeRound>,
     /// Sessions that it took.
     pub sessions: u32,
+}
+
+/// What a round of a tree has come to.
+#[derive(Debug, Clone)]
+pub struct TreeRound {
+    /// Counts of the last session.
+    pub tally: sender::Tally,
+    /// What could not be carried as it is, the first thousand.
+    pub troubles: Vec<(TreePath, Trouble)>,
 }
 
 /// Why a round does not come to its end.
@@ -60,6 +80,9 @@ pub enum AgentError {
     /// Something that another try does not change.
     #[error(transparent)]
     Fault(#[from] Fault),
+    /// The same of a tree.
+    #[error(transparent)]
+    Tree(#[from] tree::ports::Fault),
     /// The disk.
     #[error(transparent)]
     Disk(#[from] crate::disk::OpenError),
@@ -101,6 +124,7 @@ impl From<AgentError> for Cut {
     fn from(error: AgentError) -> Self {
         match error {
             AgentError::Fault(fault) if fault.may_pass() => Self::Wire(fault.to_string()),
+            AgentError::Tree(fault) if fault.may_pass() => Self::Wire(fault.to_string()),
             error => Self::Fatal(error),
         }
     }
@@ -120,6 +144,7 @@ pub async fn round(
     let config = tls::agent(identity)?;
     let began = Timestamp::now();
     let (mut begun, mut sessions, mut pause) = (None, 0_u32, Duration::from_millis(500));
+    let mut repairs = 0;
     let mut stuck_since = tokio::time::Instant::now();
     loop {
         sessions += 1;
@@ -144,10 +169,19 @@ pub async fn round(
             begun = Some(progress.round);
         }
         match ended {
+            // What is not in its place goes again, since a tree is put in its place only at the end of a round.
+            Ok(round)
+                if round.tree.is_some() && round.result.as_ref().is_some_and(|result| !result.agreed) =>
+            {
+                repairs += 1;
+                if repairs > REPAIRS {
+                    return Err(tree::ports::Fault::Differs(REPAIRS).into());
+                }
+            }
             Ok(round) => return Ok(Round { sessions, ..round }),
             Err(Cut::Fatal(error)) => return Err(error),
             Err(Cut::Wire(why)) => {
-                if progress.tally.units_sent > 0 {
+                if progress.tally.units_sent > 0 || progress.tree.is_some_and(|tree| tree.wire > 0) {
                     stuck_since = tokio::time::Instant::now();
                     pause = Duration::from_millis(500);
                 }
@@ -174,6 +208,8 @@ pub struct Progress {
     pub units: u64,
     /// Counts.
     pub tally: Tally,
+    /// Those of a tree.
+    pub tree: Option<sender::Tally>,
     /// Units that the receiver has read back, and how many that will be; of a proof.
     pub reading: Option<(u64, u64)>,
 }
@@ -187,11 +223,11 @@ impl Progress {
     }
 }
 
-struct Work {
-    kind: RoundKind,
-    begun: Option<u32>,
-    began: Timestamp,
-    progress: watch::Sender<Progress>,
+pub(super) struct Work {
+    pub(super) kind: RoundKind,
+    pub(super) begun: Option<u32>,
+    pub(super) began: Timestamp,
+    pub(super) progress: watch::Sender<Progress>,
 }
 
 async fn session(
@@ -200,6 +236,30 @@ async fn session(
     config: Arc<rustls::ClientConfig>,
     work: Work,
     rate: watch::Receiver<Option<u64>>,
+) -> Result<Round, Cut> {
+    let (of, who) = (settings.clone(), Arc::clone(identity));
+    match settings.tree.clone() {
+        None => {
+            let engine = move |frames: &_, answers| drive(&of, &who, &work, frames, answers);
+            carry::<ToSender>(settings, identity, config, rate, engine).await
+        }
+        Some(tree) => {
+            let engine =
+                move |frames: &_, answers| super::tree::drive(&of, &tree, &who, &work, frames, answers);
+            carry::<tree::frame::ToSender>(settings, identity, config, rate, engine).await
+        }
+    }
+}
+
+/// Carries frames between a receiver and a thread of this session.
+async fn carry<F: Frame + Send + 'static>(
+    settings: &Settings,
+    identity: &Arc<Identity>,
+    config: Arc<rustls::ClientConfig>,
+    rate: watch::Receiver<Option<u64>>,
+    engine: impl FnOnce(&mpsc::Sender<Vec<u8>>, mpsc::Receiver<F>) -> Result<Option<Round>, AgentError>
+    + Send
+    + 'static,
 ) -> Result<Round, Cut> {
     let address = &settings.address;
     let wire = |what: &str, error: &dyn std::fmt::Display| Cut::Wire(format!("{what}: {error}"));
@@ -210,10 +270,10 @@ async fn session(
 
     let (frames, outgoing) = mpsc::channel::<Vec<u8>>(2);
     // Each frame under way has room for its answer here, so neither end can wait for the other for ever.
-    let (incoming, answers) = mpsc::channel::<ToSender>(FRAMES + 64);
+    let (incoming, answers) = mpsc::channel::<F>(FRAMES + 64);
     let reader = tokio::spawn(async move {
         loop {
-            match wire::read::<ToSender>(&mut from).await {
+            match wire::read::<F>(&mut from).await {
                 Ok(Some(frame)) => {
                     if incoming.send(frame).await.is_err() {
                         return Ok(());
@@ -228,8 +288,7 @@ async fn session(
         tokio::spawn(
             async move { wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await },
         );
-    let (settings, identity) = (settings.clone(), Arc::clone(identity));
-    let engine = tokio::task::spawn_blocking(move || drive(&settings, &identity, &work, &frames, answers));
+    let engine = tokio::task::spawn_blocking(move || engine(&frames, answers));
     let driven = engine.await.map_err(|error| Cut::Fatal(AgentError::Defect(error.to_string())))?;
     match driven {
         Ok(Some(round)) => {
@@ -299,7 +358,7 @@ fn drive(
             Step::Over { round, result } => {
                 // Whether the farewell is heard changes nothing.
                 let _ = frames.blocking_send(ToReceiver::Bye.encode());
-                return Ok(Some(Round { round, result, tally: sender.tally(), sessions: 1 }));
+                return Ok(Some(Round { round, result, tally: sender.tally(), tree: None, sessions: 1 }));
             }
         }
     }

@@ -6,4 +6,5 @@ pub mod enrol;
 pub mod lease;
 pub mod receive;
 pub mod tls;
+pub mod tree;
 pub(crate) mod wire;

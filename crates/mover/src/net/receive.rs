@@ -14,20 +14,22 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 
+use super::tree::{self, Take};
 use super::{tls, wire};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{self, Damage, Evidence, Signed, Subject, TargetStatement};
-use crate::core::frame::{Frame as _, Hello, RoundEnd, RoundKind, ToReceiver, ToSender};
+use crate::core::frame::{Cargo, Frame, Hello, RoundEnd, RoundKind, ToReceiver, ToSender};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
 use crate::core::ports::Fault;
 use crate::core::receiver::{Receiver, Tables};
+use crate::core::tree::frame as tree_frame;
 use crate::core::verify::Verified;
 use crate::disk::{Around, Disk, FileLog, FileTable};
 use crate::identity::{Identity, make_private_dir, sign, signer, source_of, write_private};
 
 /// Bytes that may be under way unacknowledged: enough for 200 Mbit/s over a second of delay.
-const WINDOW: u32 = 32 << 20;
+pub(super) const WINDOW: u32 = 32 << 20;
 /// Calls that may be in their handshake at once.
 const CALLS: usize = 32;
 /// What has been received is made durable and acknowledged this often at least.
@@ -42,8 +44,10 @@ const TELL: u64 = 256;
 /// What a receiver is told.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The block device or image.
+    /// The block device or image, or the directory.
     pub target: PathBuf,
+    /// How a directory is written; a disk when absent.
+    pub tree: Option<Take>,
     /// Where its state is.
     pub state: PathBuf,
     /// Whether what is on the target may be lost.
@@ -122,7 +126,7 @@ pub fn note_damage(state: &Path, found: &Verified) -> anyhow::Result<()> {
     Ok(write_private(&state.join("damage.json"), &serde_json::to_vec_pretty(&all)?)?)
 }
 
-fn load<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
+pub(super) fn load<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
     match std::fs::read(path) {
         Ok(text) => Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -130,15 +134,15 @@ fn load<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>
     }
 }
 
-struct Place {
-    settings: Settings,
-    identity: Identity,
-    output: Output,
+pub(super) struct Place {
+    pub(super) settings: Settings,
+    pub(super) identity: Identity,
+    pub(super) output: Output,
     /// Held by the session that writes.
     writing: Arc<Mutex<()>>,
     /// The number of the newest session: all others end.
     newest: watch::Sender<u64>,
-    proven: watch::Sender<bool>,
+    pub(super) proven: watch::Sender<bool>,
 }
 
 /// Receives until the process is ended, or until a proof has succeeded when that is wished.
@@ -194,8 +198,8 @@ pub async fn serve(
     }
 }
 
-enum Event {
-    Frame(ToReceiver),
+pub(super) enum Event<F> {
+    Frame(F),
     Tick,
 }
 
@@ -236,7 +240,52 @@ async fn answer(
         .await
         .context("the session before does not end: see what its disk does")?;
 
-    let (events, engine_events) = mpsc::channel::<Event>(4);
+    let session = Session { source, certificate, number, writing };
+    match &place.settings.tree {
+        None if hello.cargo == Cargo::Disk => {
+            let engine = move |engine: &Engine<'_>, events| engine.run(|| engine.receive(&hello, events));
+            let is_ping = |frame: &ToReceiver| *frame == ToReceiver::Ping;
+            carry(place, session, from, to, is_ping, engine).await
+        }
+        Some(take) if hello.cargo == Cargo::Tree => {
+            let take = take.clone();
+            let engine =
+                move |engine: &Engine<'_>, events| engine.run(|| tree::receive(engine, &take, events));
+            let ping = tree_frame::ToReceiver::Common(ToReceiver::Ping);
+            let is_ping = move |frame: &tree_frame::ToReceiver| *frame == ping;
+            carry(place, session, from, to, is_ping, engine).await
+        }
+        None | Some(_) => {
+            let text =
+                "one end moves a disk, the other a directory: use --source with --target, --tree with --into";
+            let refused = ToSender::Refused { later: false, text: text.into() }.encode();
+            let _ =
+                tokio::time::timeout(FAREWELL, tokio::io::AsyncWriteExt::write_all(&mut to, &refused)).await;
+            let _ = tokio::time::timeout(FAREWELL, tokio::io::AsyncWriteExt::shutdown(&mut to)).await;
+            bail!(text)
+        }
+    }
+}
+
+/// A session that has been let in.
+struct Session {
+    source: String,
+    certificate: CertificateDer<'static>,
+    number: u64,
+    writing: tokio::sync::OwnedMutexGuard<()>,
+}
+
+/// Carries frames between an agent and a thread of this session.
+async fn carry<F: Frame + Send + 'static>(
+    place: &Arc<Place>,
+    session: Session,
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin + Send + 'static,
+    is_ping: impl Fn(&F) -> bool,
+    engine: impl FnOnce(&Engine<'_>, mpsc::Receiver<Event<F>>) -> anyhow::Result<()> + Send + 'static,
+) -> anyhow::Result<()> {
+    let Session { source, certificate, number, writing } = session;
+    let (events, engine_events) = mpsc::channel::<Event<F>>(4);
     let (answers, outgoing) = mpsc::channel::<Vec<u8>>(64);
     let mut writer = tokio::spawn(async move {
         let (_rate, unlimited) = watch::channel(None);
@@ -246,13 +295,12 @@ async fn answer(
         let (place, answers) = (Arc::clone(place), answers.clone());
         tokio::task::spawn_blocking(move || {
             let _writing = writing;
-            let engine = Engine { place: &place, source, certificate, answers: &answers };
-            engine.run(&hello, engine_events)
+            engine(&Engine { place: &place, source, certificate, answers: &answers }, engine_events)
         })
     };
     let mut newest = place.newest.subscribe();
     let read = tokio::select! {
-        read = pump(&mut from, &events, &answers) => read,
+        read = pump(&mut from, &events, &answers, is_ping) => read,
         Ok(_) = newest.wait_for(|newest| *newest != number) => {
             Err(anyhow::anyhow!("a newer session has taken its place"))
         }
@@ -276,10 +324,11 @@ async fn answer(
 }
 
 /// Hands frames to the engine; a tick in between, so that nothing waits long for its acknowledgement.
-async fn pump(
+async fn pump<F: Frame>(
     from: &mut (impl tokio::io::AsyncRead + Unpin),
-    events: &mpsc::Sender<Event>,
+    events: &mpsc::Sender<Event<F>>,
     answers: &mpsc::Sender<Vec<u8>>,
+    is_ping: impl Fn(&F) -> bool,
 ) -> anyhow::Result<()> {
     let ticking = async {
         let mut tick = tokio::time::interval(TICK);
@@ -293,9 +342,9 @@ async fn pump(
     };
     let reading = async {
         loop {
-            match wire::read::<ToReceiver>(from).await? {
+            match wire::read::<F>(from).await? {
                 None => return Ok(()),
-                Some(ToReceiver::Ping) => {
+                Some(frame) if is_ping(&frame) => {
                     // When the answers queue up, the agent hears enough.
                     let _ = answers.try_send(ToSender::Pong.encode());
                 }
@@ -313,25 +362,26 @@ async fn pump(
     }
 }
 
-struct Engine<'a> {
-    place: &'a Place,
-    source: String,
-    certificate: CertificateDer<'static>,
+pub(super) struct Engine<'a> {
+    pub(super) place: &'a Place,
+    pub(super) source: String,
+    pub(super) certificate: CertificateDer<'static>,
     answers: &'a mpsc::Sender<Vec<u8>>,
 }
 
 /// The agent is gone.
-struct Gone;
+pub(super) struct Gone;
 
 impl Engine<'_> {
-    fn run(&self, hello: &Hello, events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
-        match self.try_run(hello, events) {
+    fn run(&self, receive: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+        match receive() {
             Ok(()) => Ok(()),
             Err(error) => {
                 // The words are for both ends: the one who can help may sit at either.
                 let later = error
                     .downcast_ref::<Fault>()
-                    .is_some_and(|fault| matches!(fault, Fault::Disk(_) | Fault::State(_)));
+                    .is_some_and(|fault| matches!(fault, Fault::Disk(_) | Fault::State(_)))
+                    || error.downcast_ref().is_some_and(tree::may_pass);
                 let text = format!("the receiver: {error:#}");
                 let _ = self.say(&ToSender::Refused { later, text });
                 Err(error)
@@ -339,7 +389,7 @@ impl Engine<'_> {
         }
     }
 
-    fn try_run(&self, hello: &Hello, mut events: mpsc::Receiver<Event>) -> anyhow::Result<()> {
+    fn receive(&self, hello: &Hello, mut events: mpsc::Receiver<Event<ToReceiver>>) -> anyhow::Result<()> {
         let place = self.place;
         let geometry = Geometry::new(hello.len, hello.unit, hello.leaf)?;
         let (transfer, disk) = self.open(geometry)?;
@@ -381,7 +431,11 @@ impl Engine<'_> {
     }
 
     fn say(&self, frame: &ToSender) -> Result<(), Gone> {
-        self.answers.blocking_send(frame.encode()).map_err(|_| Gone)
+        self.say_bytes(frame.encode())
+    }
+
+    pub(super) fn say_bytes(&self, frame: Vec<u8>) -> Result<(), Gone> {
+        self.answers.blocking_send(frame).map_err(|_| Gone)
     }
 
     /// The transfer and its target: begun with the first session, the same ever after.
@@ -546,7 +600,7 @@ impl Engine<'_> {
 }
 
 /// A certificate in PEM.
-fn pem(certificate: &CertificateDer<'_>) -> String {
+pub(super) fn pem(certificate: &CertificateDer<'_>) -> String {
     let text = BASE64_STANDARD.encode(certificate);
     let lines: Vec<_> = (0..text.len()).step_by(64).map(|at| &text[at..(at + 64).min(text.len())]).collect();
     format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))

@@ -147,6 +147,23 @@ impl Running {
         }
     }
 
+    /// Waits for an event, or until the program ends.
+    pub fn event_or_end(&mut self, name: &str) -> Option<Value> {
+        let until = Instant::now() + LIMIT;
+        loop {
+            match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(event) => {
+                    self.seen.push(event.clone());
+                    if event["event"] == name {
+                        return Some(event);
+                    }
+                }
+                Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return None,
+                Err(error) => panic!("no {name}: {error}; there were {:#?}", self.seen),
+            }
+        }
+    }
+
     pub fn address(&self) -> String {
         // Not through `event`: the place has to be usable without `mut`.
         let event = self.events.recv_timeout(LIMIT).unwrap();
