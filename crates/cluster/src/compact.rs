@@ -49,7 +49,7 @@ impl Pool {
         Pairs(texts.map(|(key, value)| (self.shared(key), self.shared(value))).collect())
     }
 
-    fn amounts(&mut self, map: Option<&Value>) -> Box<[(Arc<str>, Amount)]> {
+    fn amounts(&mut self, map: Option<&Value>) -> Amounts {
         let map = map.and_then(Value::as_object).into_iter().flatten();
         let amounts =
             map.filter_map(|(resource, text)| Some((resource, Amount::parse(text.as_str()?).ok()?)));
@@ -96,13 +96,16 @@ impl Pairs {
     }
 }
 
+/// Amounts by resource, sorted by it.
+type Amounts = Box<[(Arc<str>, Amount)]>;
+
 /// What is seen of a ResourceQuota.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quota {
-    spec: Box<[(Arc<str>, Amount)]>,
+    spec: Amounts,
     /// None: the same as `spec`.
-    enforced: Option<Box<[(Arc<str>, Amount)]>>,
-    used: Box<[(Arc<str>, Amount)]>,
+    enforced: Option<Amounts>,
+    used: Amounts,
 }
 
 impl Quota {
