@@ -96,7 +96,7 @@ impl Pairs {
     }
 }
 
-/// Amounts by resource, sorted by its name.
+/// Amounts by resource, sorted by it.
 type Amounts = Box<[(Arc<str>, Amount)]>;
 
 /// What is seen of a ResourceQuota.

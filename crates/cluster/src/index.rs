@@ -5,7 +5,7 @@
 //! whatever anybody changes afterwards changes the digest, whoever they claim to be.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
@@ -75,6 +75,33 @@ impl Namespace {
     }
 }
 
+/// Children that were forgotten last, each with the version that ended it.
+#[derive(Default)]
+struct Departed {
+    versions: HashMap<At, u64>,
+    order: VecDeque<At>,
+}
+
+/// Far more than can be forgotten while one call of the operator is under way.
+const DEPARTED: usize = 4096;
+
+impl Departed {
+    fn put(&mut self, at: &At, version: u64) {
+        if self.versions.insert(at.clone(), version).is_none() {
+            self.order.push_back(at.clone());
+        }
+        if self.order.len() > DEPARTED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.versions.remove(&oldest);
+        }
+    }
+
+    fn is_after(&self, at: &At, version: u64) -> bool {
+        self.versions.get(at).is_some_and(|ended| *ended > version)
+    }
+}
+
 /// What is known of every child.
 #[derive(Default)]
 pub struct Index {
@@ -89,6 +116,7 @@ pub struct Index {
     quotas: HashMap<Arc<str>, Quota>,
     pods: HashMap<At, PodsSeen>,
     relisting: HashMap<Kind, HashSet<At>>,
+    departed: Departed,
 }
 
 impl Index {
@@ -111,6 +139,10 @@ impl Index {
             listed.insert(at.clone());
         }
         let version = text(&object, "/metadata/resourceVersion").parse().unwrap_or(0);
+        // The answer to an own write can come after the news of what somebody did next.
+        if own && self.departed.is_after(&at, version) {
+            return Touched::default();
+        }
         let mut touched = Touched::default();
         if kind == Kind::Namespace {
             match self.note_namespace(&at.name, version, &object) {
@@ -125,6 +157,7 @@ impl Index {
             // Somebody took the labels off a child: its Comune has to put them back.
             if let Some(owner) = previous_owner {
                 self.forget(&at, &owner);
+                self.departed.put(&at, version);
                 touched.comune = Some(owner.to_string());
                 touched.drift = true;
             }
@@ -261,6 +294,7 @@ impl Index {
                 self.children.get(&owner).and_then(|c| c.get(&at)).is_some_and(|r| r.version > version);
             if !newer {
                 self.forget(&at, &owner);
+                self.departed.put(&at, version);
                 touched.comune = Some(owner.to_string());
                 touched.drift = true;
             }
@@ -555,5 +589,21 @@ mod tests {
         index.seen(Kind::Namespace, namespace(4, "027012", "conme"));
         index.gone(Kind::Namespace, &namespace(5, "027012", "conme"));
         assert!(found(&index, "027012").is_empty() && index.by_istat.is_empty());
+    }
+
+    #[test]
+    fn an_answer_that_comes_after_the_news_of_what_followed_brings_nothing_back() {
+        let unmarked = |version| config(version, |o| o["metadata"]["labels"] = json!({}));
+        let mut index = Index::default();
+        index.seen(Kind::ConfigMap, config(5, |_| {}));
+        assert!(index.seen(Kind::ConfigMap, unmarked(6)).drift);
+        // Else it would be taken for intact, and nobody would look again.
+        index.written(Kind::ConfigMap, config(5, |_| {}));
+        assert!(index.is_empty());
+        index.written(Kind::ConfigMap, config(7, |_| {}));
+        assert_eq!(state(&index), ChildState::Intact);
+        assert!(index.gone(Kind::ConfigMap, &config(9, |_| {})).drift);
+        index.written(Kind::ConfigMap, config(8, |_| {}));
+        assert!(index.is_empty());
     }
 }
