@@ -489,6 +489,6 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// So long ago that a change is noticed by its times.
 pub fn age(path: &Path) {
     // The time of the change itself cannot be set: only waiting would do. So the sender is told by the content.
-    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_600_000_000, 123_456_789);
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789);
     std::fs::File::open(path).unwrap().set_modified(old).unwrap();
 }
