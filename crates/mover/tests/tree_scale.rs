@@ -19,9 +19,9 @@ fn peak_kib() -> u64 {
 }
 
 #[test]
-fn a_hundred_thousand_files_fit_into_the_memory_of_both_ends() {
+fn seventy_thousand_files_fit_into_the_memory_of_both_ends() {
     let site = Site::new();
-    let files = std::env::var("CONME_MANY_FILES").map_or(100_000, |many| many.parse().unwrap());
+    let files = std::env::var("CONME_MANY_FILES").map_or(70_000, |many| many.parse().unwrap());
     // Most of them in one directory: its names are more than are held at once.
     std::fs::create_dir(site.from("one")).unwrap();
     for n in 0..files {

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use conme_mover::core::frame::{self, Frame, HEADER, RoundEnd, RoundKind, RoundResult, header};
 use conme_mover::core::tree::frame::{ToReceiver, ToSender};
@@ -19,7 +20,7 @@ use conme_mover::core::tree::ports::{
 use conme_mover::core::tree::receiver::{Ending, Receiver, Verified};
 use conme_mover::core::tree::sender::{Order, Sender, Step, Tally};
 use conme_mover::core::tree::settle::Foreign;
-use conme_mover::tree::{Owners, SourceSettings, TargetSettings, TreeSource, TreeTarget};
+use conme_mover::tree::{OpenError, Owners, SourceSettings, TargetSettings, TreeSource, TreeTarget};
 
 /// What is done before each piece of a file is read.
 pub type Hook = Box<dyn FnMut(&TreePath)>;
@@ -97,7 +98,14 @@ impl Site {
     pub fn open_target(&self) -> PowerCut {
         let path = self.dir.path().join("to");
         let begun = path.exists();
-        let inner = TreeTarget::open(&path, self.target.clone(), begun, false).unwrap();
+        // A test beside this one may be starting a program, which has this one's locks until it is another program.
+        let until = Instant::now() + Duration::from_secs(60);
+        let inner = loop {
+            match TreeTarget::open(&path, self.target.clone(), begun, false) {
+                Err(OpenError::Busy(_)) if Instant::now() < until => std::thread::yield_now(),
+                opened => break opened.unwrap(),
+            }
+        };
         PowerCut { inner, path, unsynced: Vec::new() }
     }
 
@@ -481,6 +489,6 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 /// So long ago that a change is noticed by its times.
 pub fn age(path: &Path) {
     // The time of the change itself cannot be set: only waiting would do. So the sender is told by the content.
-    let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_600_000_000, 123_456_789);
+    let old = std::time::SystemTime::UNIX_EPOCH + Duration::new(1_600_000_000, 123_456_789);
     std::fs::File::open(path).unwrap().set_modified(old).unwrap();
 }
