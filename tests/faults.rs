@@ -8,7 +8,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, bail};
 use conme_blueprint::Kind;
@@ -136,6 +139,19 @@ async fn a_connection_that_falls_silent_is_noticed_and_nothing_is_missed() -> Re
     Ok(())
 }
 
+/// Waits until the operator waits for the answer that is held back and for nothing else. What it sends beside that, such
+/// as status, would otherwise be stopped half-way, and nobody can call back a request that has been sent.
+async fn nothing_is_on_its_way(proxy: &Proxy) -> Result<()> {
+    let last = Cell::new((u32::MAX, Instant::now()));
+    eventually("nothing but the held answer is waited for", || async {
+        if proxy.writes() != last.get().0 {
+            last.set((proxy.writes(), Instant::now()));
+        }
+        Ok(last.get().1.elapsed() > Duration::from_secs(1))
+    })
+    .await
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rule_10_a_leader_that_is_overtaken_between_two_writes_of_one_pass_does_not_make_the_second()
 -> Result<()> {
@@ -144,19 +160,21 @@ async fn rule_10_a_leader_that_is_overtaken_between_two_writes_of_one_pass_does_
     let instance = data_centre.instance();
     let proxy = Proxy::start(&data_centre, 0).await?;
     proxy.stand_before_operator(&data_centre).await?;
+    let first = operator_url(instance)?;
+    eventually("the first leads", || async { Ok(leads(&first).await == Some(true)) }).await?;
     let second = data_centre.start_second_operator(&direct_kubeconfig(&data_centre)).await?;
-    assert_eq!(leads(&operator_url(instance)?).await, Some(true), "the first leads");
 
     // The namespace is made; the first does not learn of it, and is stopped before it could go on to what guards it.
     let mut held =
         proxy.hold_answer(|seen| seen.method == Method::POST && seen.path.starts_with("/api/v1/namespaces?"));
     data_centre.apply(name, spec(name, istat, "2")).await?;
     held.caught().await?;
+    nothing_is_on_its_way(&proxy).await?;
     assert!(instance.kill(OPERATOR, Signal::Stop).await?);
-    let writes = proxy.writes();
     assert!(data_centre.read(Kind::Namespace, "", &format!("{name}-produzione")).await?.is_some());
     eventually("the second leads", || async { Ok(leads(&second).await == Some(true)) }).await?;
     an_edit_converges(&data_centre, name, istat, "5").await?;
+    let writes = proxy.writes();
 
     // It goes on with an answer in its hands that asks for the next write.
     held.release();

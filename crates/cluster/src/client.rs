@@ -3,6 +3,7 @@
 use std::{
     future::Future,
     sync::Arc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -54,23 +55,31 @@ impl Calls {
     /// Makes one call.
     ///
     /// # Errors
-    /// What the call itself answers; a status 504 when it took longer than [`CALL_TIMEOUT`]; a status 412 when it was not
-    /// made because another process may lead by now.
+    /// What the call itself answers; a status 504 when it took longer than [`CALL_TIMEOUT`], or was given up under way
+    /// because another process may lead by now; a status 412 when it was not begun for that reason.
     pub async fn make<T>(
         &self,
         method: &'static str,
         call: impl Future<Output = kube::Result<T>>,
     ) -> kube::Result<T> {
-        if method != "GET" && self.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
-            let message = "not written: this process is not certain to lead any more";
-            return Err(kube::Error::Api(Box::new(
-                kube::core::Status::failure(message, "NotLeading").with_code(412),
-            )));
+        let is_fenced =
+            || method != "GET" && self.leadership.as_ref().is_some_and(|leadership| !leadership.holds());
+        if is_fenced() {
+            return failure(412, "NotLeading", "not written: this process is not certain to lead any more");
         }
         let begin = Instant::now();
+        let mut call = std::pin::pin!(call);
+        // Asked at each step: a process may be paused while the connection is being made, before anything is sent.
+        let call = std::future::poll_fn(|context| {
+            if is_fenced() {
+                let message = "given up under way: this process is not certain to lead any more";
+                return Poll::Ready(failure(504, "NotLeading", message));
+            }
+            call.as_mut().poll(context)
+        });
         let result = tokio::time::timeout(CALL_TIMEOUT, call).await.unwrap_or_else(|_| {
             let message = format!("the API server gave no answer within {} s", CALL_TIMEOUT.as_secs());
-            Err(kube::Error::Api(Box::new(kube::core::Status::failure(&message, "Timeout").with_code(504))))
+            failure(504, "Timeout", &message)
         });
         let code = match &result {
             Ok(_) => 200,
@@ -80,6 +89,11 @@ impl Calls {
         self.metrics.call(method, code, begin.elapsed());
         result
     }
+}
+
+fn failure<T>(code: u16, reason: &str, message: &str) -> kube::Result<T> {
+    let status = kube::core::Status::failure(message, reason).with_code(code);
+    Err(kube::Error::Api(Box::new(status)))
 }
 
 /// The longest that a connection may take to be made.
@@ -136,6 +150,48 @@ pub fn words(error: &kube::Error) -> String {
                 source = cause.source();
             }
             text
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lease::RENEW_DEADLINE;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    struct Uncounted;
+
+    impl Metrics for Uncounted {
+        fn call(&self, _: &'static str, _: u16, _: Duration) {}
+    }
+
+    #[tokio::test]
+    async fn a_write_is_given_up_when_leadership_ends_while_its_connection_is_made() {
+        for (method, is_sent) in [("PATCH", false), ("GET", true)] {
+            let leadership = Arc::new(Leadership::default());
+            leadership.renewed(Instant::now());
+            let calls = Calls::new(Arc::new(Uncounted)).while_leading(leadership.clone());
+            let (connected, connection) = tokio::sync::oneshot::channel();
+            let sent = AtomicBool::new(false);
+            let mut call = std::pin::pin!(calls.make(method, async {
+                let _ = connection.await;
+                sent.store(true, Ordering::Relaxed);
+                Ok(())
+            }));
+            assert!(futures::poll!(&mut call).is_pending());
+            leadership.renewed(Instant::now() - RENEW_DEADLINE);
+            assert!(connected.send(()).is_ok());
+            let code = match call.await {
+                Ok(()) => 200,
+                Err(kube::Error::Api(status)) => status.code,
+                Err(error) => panic!("{error}"),
+            };
+            assert_eq!(
+                (sent.load(Ordering::Relaxed), code),
+                (is_sent, if is_sent { 200 } else { 504 }),
+                "{method}"
+            );
         }
     }
 }
