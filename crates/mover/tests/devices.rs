@@ -78,18 +78,7 @@ fn a_mounted_file_system_that_is_written_to_between_rounds_arrives_whole() {
     std::fs::write(mounted.0.join("first"), noise(1, 9 << 20)).unwrap();
     tool("sync", &["-f", mounted.0.to_str().unwrap()]);
 
-    let args = [
-        "receive",
-        "--identity",
-        "receiver",
-        "--state",
-        "received",
-        "--listen",
-        "127.0.0.1:0",
-        "--target",
-        &new.0,
-    ];
-    let mut receiver = Running::start(&site, &[&args[..], &["--until-proven"]].concat());
+    let mut receiver = site.receiving("--target", &new.0, &["--until-proven"]);
     let address = receiver.address();
     send(&site, &old.0, &address, &[]);
     // The cache of the device has seen these blocks; a file system writes past it.
@@ -124,18 +113,7 @@ fn a_device_that_is_mounted_or_holds_something_is_not_written_to() {
     tool("mkfs.ext4", &["-q", &device.0]);
     let before = std::fs::read(site.path("held")).unwrap();
     let refused = |more: &[&str], why: &str| {
-        let args = [
-            "receive",
-            "--identity",
-            "receiver",
-            "--state",
-            "received",
-            "--listen",
-            "127.0.0.1:0",
-            "--target",
-            &device.0,
-        ];
-        let receiver = Running::start(&site, &[&args, more].concat());
+        let receiver = site.receiving("--target", &device.0, more);
         let output = site.run(&[
             "agent",
             "--state",
@@ -169,19 +147,7 @@ fn a_full_disk_is_told_at_both_ends_and_the_transfer_goes_on_when_there_is_room(
     tool("mkfs.ext4", &["-q", &device.0]);
     let mounted = Mount::new(&device.0, &site.path("small.d"), "rw");
     std::fs::write(mounted.0.join("in the way"), noise(6, 18 << 20)).unwrap();
-    let args = [
-        "receive",
-        "--identity",
-        "receiver",
-        "--state",
-        "received",
-        "--listen",
-        "127.0.0.1:0",
-        "--target",
-        "small.d/copy",
-        "--until-proven",
-    ];
-    let mut receiver = Running::start(&site, &args);
+    let mut receiver = site.receiving("--target", "small.d/copy", &["--until-proven"]);
     let mut agent = site.agent(&receiver.address(), &["--prove"]);
     let told = agent.event("waiting");
     assert!(told["why"].as_str().unwrap().contains("No space left"), "{told}");

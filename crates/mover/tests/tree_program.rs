@@ -11,19 +11,7 @@ use support::{Running, Site, events, noise};
 use trees::snapshot;
 
 fn receiver(site: &Site, more: &[&str]) -> Running {
-    let args = [
-        "receive",
-        "--identity",
-        "receiver",
-        "--state",
-        "received",
-        "--listen",
-        "127.0.0.1:0",
-        "--into",
-        "copy",
-    ];
-    let own: &[&str] = if rustix::process::geteuid().is_root() { &[] } else { &["--own"] };
-    Running::start(site, &[&args, own, more].concat())
+    site.receiving("--into", "copy", more)
 }
 
 fn agent(site: &Site, address: &str, more: &[&str]) -> Running {

@@ -78,6 +78,11 @@ impl Site {
     }
 
     pub fn receiver(&self, more: &[&str]) -> Running {
+        self.receiving("--target", "copy", more)
+    }
+
+    /// A receiver with an option that says where it writes to.
+    pub fn receiving(&self, option: &str, place: &str, more: &[&str]) -> Running {
         let args = [
             "receive",
             "--identity",
@@ -86,8 +91,8 @@ impl Site {
             "received",
             "--listen",
             "127.0.0.1:0",
-            "--target",
-            "copy",
+            option,
+            place,
         ];
         Running::start(self, &[&args, more].concat())
     }
