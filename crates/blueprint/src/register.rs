@@ -57,8 +57,14 @@ struct Entry {
     seniority: Seniority,
     claims: BTreeSet<Claim>,
     comune: Arc<Comune>,
-    /// What it asks of the data centre. None: there is none, or its totals are not known.
-    request: Option<Request>,
+}
+
+impl Entry {
+    /// What it asks of the data centre. None: there is none, or its totals are not known. Told from the manifest each
+    /// time: kept, it would be as large as the rest.
+    fn request(&self, data_center: Option<&DataCenter>) -> Option<Request> {
+        request(&self.comune, &self.seniority, data_center?)
+    }
 }
 
 /// Every Comune's claims and the decision on its admission.
@@ -99,14 +105,12 @@ impl Register {
             name: name.clone(),
         };
         let claims = claims(&comune, self.data_center.as_ref());
-        let request =
-            self.data_center.as_ref().and_then(|data_center| request(&comune, &seniority, data_center));
         if let Some(entry) = self.entries.get(&name)
             && entry.comune.spec == comune.spec
             && entry.seniority == seniority
             && entry.claims == claims
         {
-            self.enter(name, Entry { seniority, claims, comune, request });
+            self.enter(name, Entry { seniority, claims, comune });
             return BTreeSet::new();
         }
         let mut touched = self.withdraw(&name);
@@ -116,30 +120,30 @@ impl Register {
             holders.insert(name.clone());
         }
         touched.remove(&name);
-        self.enter(name, Entry { seniority, claims, comune, request });
+        self.enter(name, Entry { seniority, claims, comune });
         touched
     }
 
     fn enter(&mut self, name: String, entry: Entry) {
-        if let Some(request) = &entry.request {
+        let request = entry.request(self.data_center.as_ref());
+        if let Some(request) = &request {
             for resource in PROMISED {
                 *self.wanted.entry(resource.to_owned()).or_default() += of(&request.wanted, resource);
             }
         }
-        let changed = self
-            .entries
-            .get(&name)
-            .is_none_or(|before| before.request != entry.request || before.seniority != entry.seniority);
-        self.leave(&name);
-        self.stale |= changed;
+        let seniority = self.entries.get(&name).map(|before| before.seniority.clone());
+        let before = self.leave(&name);
+        self.stale |= seniority.as_ref() != Some(&entry.seniority) || before != request;
         self.entries.insert(name, entry);
     }
 
-    fn leave(&mut self, name: &str) {
-        let Some(request) = self.entries.remove(name).and_then(|entry| entry.request) else { return };
+    /// Returns what it has asked for.
+    fn leave(&mut self, name: &str) -> Option<Request> {
+        let request = self.entries.remove(name)?.request(self.data_center.as_ref())?;
         for (resource, sum) in &mut self.wanted {
             *sum = sum.saturating_sub(of(&request.wanted, resource));
         }
+        Some(request)
     }
 
     /// Whether the data centre has room for all that everybody asks for. Then each gets it, whatever the others do.
@@ -247,8 +251,8 @@ impl Register {
     /// The decision on a Comune's admission. None: there is no data centre, or its totals are not known.
     pub fn decision(&mut self, name: &str) -> Option<Decision> {
         if self.has_room_for_all() {
-            let request = self.entries.get(name)?.request.as_ref()?;
-            return Some(Decision::of_plenty(request));
+            let request = self.entries.get(name)?.request(self.data_center.as_ref())?;
+            return Some(Decision::of_plenty(&request));
         }
         self.refresh();
         self.decisions.get(name).cloned()
@@ -303,7 +307,8 @@ impl Register {
     fn decide_for_all(&self) -> BTreeMap<String, Decision> {
         let mut entries: Vec<&Entry> = self.entries.values().collect();
         entries.sort_by(|a, b| a.seniority.key().cmp(&b.seniority.key()));
-        let requests: Vec<Request> = entries.iter().filter_map(|entry| entry.request.clone()).collect();
+        let requests: Vec<Request> =
+            entries.iter().filter_map(|entry| entry.request(self.data_center.as_ref())).collect();
         decide(&self.capacity, &requests)
     }
 }

@@ -44,7 +44,7 @@ enum Check {
     /// As it is by its digest, it is as it should be.
     Passed,
     /// Not checked since the start: the stripped object.
-    Pending(Stored),
+    Pending(Box<Stored>),
     /// Changed since it was checked.
     Failed,
 }
@@ -187,9 +187,9 @@ impl Index {
             Some(record) if record.uid == uid => match &record.check {
                 Check::Passed if record.digest == digest && (record.foreign || !foreign) => Check::Passed,
                 Check::Passed | Check::Failed => Check::Failed,
-                Check::Pending(_) => Check::Pending(self.shelf.put(kind, &stripped)),
+                Check::Pending(_) => Check::Pending(Box::new(self.shelf.put(kind, &stripped))),
             },
-            _ => Check::Pending(self.shelf.put(kind, &stripped)),
+            _ => Check::Pending(Box::new(self.shelf.put(kind, &stripped))),
         };
         let failed = matches!(check, Check::Failed);
         touched.drift = failed && known.is_some_and(|record| !matches!(record.check, Check::Failed));

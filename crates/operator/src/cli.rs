@@ -8,7 +8,7 @@ use clap_complete::Shell;
 use jiff::SignedDuration;
 use tracing_subscriber::EnvFilter;
 
-use crate::{RunOptions, crds_yaml, resources_markdown, roles_yaml, run};
+use crate::{RunOptions, crds_yaml, memory, resources_markdown, roles_yaml, run};
 
 /// The Con.Me operator: gives every municipality its place on the shared data centre.
 #[derive(Parser)]
@@ -99,6 +99,9 @@ struct RunArgs {
     #[arg(long, env = "RUST_LOG", default_value = "info")]
     log: String,
 }
+
+/// The operator mostly waits for the API server: on a large host more threads would only take more memory.
+const MOST_THREADS: usize = 4;
 
 /// A duration of a second at least.
 fn grace(text: &str) -> Result<SignedDuration, String> {
@@ -194,5 +197,9 @@ fn start(args: RunArgs, version: &'static str) -> anyhow::Result<()> {
         watch: Duration::from_secs(args.watch_seconds),
         deletion_grace: args.deletion_grace,
     };
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(options))
+    memory::take_little();
+    let threads =
+        std::thread::available_parallelism().map_or(MOST_THREADS, |known| known.get().min(MOST_THREADS));
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build()?;
+    runtime.block_on(run(options))
 }

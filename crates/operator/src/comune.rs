@@ -1,6 +1,10 @@
 //! One Comune through the five steps: observe, validate, plan, execute, report.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 use conme_api::{Comune, ComuneStatus, DatabaseStatus, keys, reasons};
 use conme_blueprint::{
@@ -248,12 +252,19 @@ async fn tell(
         return Ok(());
     }
     if without_volatile(&status) == without_volatile(&previous)
-        && let Err(wait) = context.may_tell(&name)
+        && let Err(wait) = context.may_tell(&name, digest(&status))
     {
         context.comuni.add_after(&name, wait);
         return Ok(());
     }
     write_status(context, comune, &status).await
+}
+
+/// Another one for nearly every other status, within one process.
+fn digest(status: &ComuneStatus) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    format!("{status:?}").hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Writes the status of a Comune, unless it is the one that it has.

@@ -12,8 +12,35 @@ use kube::Client;
 
 use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World};
 
-/// Figures that move by themselves are told at most this often.
-pub const VOLATILE_PERIOD: Duration = Duration::from_secs(30);
+/// Figures that move by themselves are told when they have stood still for so long, and at most this often.
+const STILL: Duration = Duration::from_secs(30);
+/// Figures that never stand still are told this often.
+const RESTLESS: Duration = Duration::from_secs(300);
+
+/// Figures of a Comune that move by themselves.
+#[derive(Clone, Copy, Debug)]
+pub struct Figures {
+    told: Option<Instant>,
+    digest: u64,
+    since: Instant,
+}
+
+impl Figures {
+    /// Figures that have never been told, as they are seen at `now`.
+    fn new(digest: u64, now: Instant) -> Self {
+        Self { told: None, digest, since: now }
+    }
+
+    /// Takes note of the figures at `now`. Returns after how long they may be told; zero: at once.
+    fn seen(&mut self, digest: u64, now: Instant) -> Duration {
+        if self.digest != digest {
+            (self.digest, self.since) = (digest, now);
+        }
+        let told = self.told.unwrap_or(self.since);
+        let still = (self.since + STILL).max(told + STILL);
+        still.min(told + RESTLESS).saturating_duration_since(now)
+    }
+}
 
 /// Pause between two looks at whether work may go on; each costs nothing.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -54,8 +81,8 @@ pub struct Context {
     pub watches: OnceLock<Vec<WatchHealth>>,
     /// When each database server was last looked at as a whole.
     pub secured: tokio::sync::Mutex<HashMap<String, Instant>>,
-    /// When figures that move by themselves were last told, by Comune.
-    pub told: Mutex<HashMap<String, Instant>>,
+    /// Figures that move by themselves, by Comune.
+    pub told: Mutex<HashMap<String, Figures>>,
 }
 
 impl Context {
@@ -81,17 +108,46 @@ impl Context {
         }
     }
 
-    /// Whether figures that move by themselves may be told of a Comune now, or in how long.
-    pub fn may_tell(&self, comune: &str) -> Result<(), Duration> {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        match told.get(comune).map(Instant::elapsed) {
-            Some(since) if since < VOLATILE_PERIOD => Err(VOLATILE_PERIOD - since),
-            _ => Ok(()),
+    /// Whether figures that move by themselves, with this digest, may be told of a Comune now, or in how long.
+    pub fn may_tell(&self, comune: &str, digest: u64) -> Result<(), Duration> {
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let figures = told.entry(comune.to_owned()).or_insert_with(|| Figures::new(digest, now));
+        match figures.seen(digest, now) {
+            Duration::ZERO => Ok(()),
+            wait => Err(wait),
         }
     }
 
     /// Figures of a Comune have been told now.
     pub fn has_told(&self, comune: &str) {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(comune.to_owned(), Instant::now());
+        let now = Instant::now();
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.entry(comune.to_owned()).or_insert_with(|| Figures::new(0, now)).told = Some(now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_told_when_they_stand_still_and_those_that_never_do_after_five_minutes() {
+        let begin = Instant::now();
+        let at = |second| begin + Duration::from_secs(second);
+        let wait = |figures: &mut Figures, digest, second| figures.seen(digest, at(second)).as_secs();
+        let mut figures = Figures::new(1, begin);
+        assert_eq!(wait(&mut figures, 1, 0), 30);
+        figures.told = Some(at(5));
+        // Pods that begin one after the other.
+        assert_eq!(wait(&mut figures, 2, 20), 30);
+        assert_eq!(wait(&mut figures, 3, 45), 30);
+        assert_eq!(wait(&mut figures, 3, 70), 5);
+        assert_eq!(wait(&mut figures, 3, 75), 0);
+        figures.told = Some(at(75));
+        for second in (80..365).step_by(20) {
+            assert!(wait(&mut figures, second, second) > 0, "{second}");
+        }
+        assert_eq!(wait(&mut figures, 400, 375), 0);
     }
 }

@@ -15,6 +15,7 @@ mod dedicated;
 mod departure;
 mod events;
 mod manifests;
+mod memory;
 mod metrics;
 mod purge;
 mod queue;

@@ -1,6 +1,13 @@
 //! Metrics under the names that dashboards for controllers know.
 
-use std::{fmt::Write as _, sync::Mutex, time::Duration};
+use std::{
+    fmt::Write as _,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
@@ -63,6 +70,7 @@ pub struct OperatorMetrics {
     children: Gauge,
     drift: Family<OfKind, Counter>,
     databases: Family<Result_, Counter>,
+    passes: AtomicU64,
 }
 
 fn seconds() -> Histogram {
@@ -87,6 +95,7 @@ impl OperatorMetrics {
             children: Gauge::default(),
             drift: Family::default(),
             databases: Family::default(),
+            passes: AtomicU64::default(),
         };
         metrics.register(version);
         metrics
@@ -126,8 +135,14 @@ impl OperatorMetrics {
         registry.register("conme_database_ensure", "Databases looked at by result", self.databases.clone());
     }
 
+    /// Passes that have ended, of all controllers.
+    pub fn passes(&self) -> u64 {
+        self.passes.load(Ordering::Relaxed)
+    }
+
     /// A pass of a controller has ended.
     pub fn reconciled(&self, controller: &'static str, result: &'static str, took: Duration) {
+        self.passes.fetch_add(1, Ordering::Relaxed);
         self.reconciled.get_or_create(&Reconciled { controller, result }).inc();
         if result == "error" {
             self.errors.get_or_create(&Controller { controller }).inc();

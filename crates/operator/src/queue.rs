@@ -10,7 +10,13 @@ use tokio::{sync::Notify, time::Instant};
 
 #[derive(Default)]
 struct Inner {
+    /// Names that were under way before, the oldest first.
     ready: VecDeque<String>,
+    /// Names that were never under way, the oldest first.
+    fresh: VecDeque<String>,
+    /// Names that were under way at least once.
+    met: HashSet<String>,
+    turn: u8,
     queued: HashSet<String>,
     active: HashSet<String>,
     /// Asked for again while under way.
@@ -21,6 +27,10 @@ struct Inner {
 }
 
 /// A queue of names with delays and back-off.
+///
+/// Three take turns: the oldest of those that were under way before, the newest newcomer, and the oldest newcomer. So a
+/// crowd of newcomers holds up neither a repair nor the one that somebody applies next, and the last of the crowd is
+/// reached, too.
 #[derive(Default)]
 pub struct Queue {
     inner: Mutex<Inner>,
@@ -33,8 +43,7 @@ impl Queue {
         let mut inner = self.locked();
         if inner.active.contains(name) {
             inner.again.insert(name.to_owned());
-        } else if inner.queued.insert(name.to_owned()) {
-            inner.ready.push_back(name.to_owned());
+        } else if inner.enqueue(name.to_owned()) {
             drop(inner);
             self.bell.notify_one();
         }
@@ -85,10 +94,11 @@ impl Queue {
             let until = {
                 let mut inner = self.locked();
                 inner.promote(Instant::now());
-                if let Some(name) = inner.ready.pop_front() {
+                if let Some(name) = inner.take() {
                     inner.queued.remove(&name);
+                    inner.met.insert(name.clone());
                     inner.active.insert(name.clone());
-                    if !inner.ready.is_empty() {
+                    if !inner.queued.is_empty() {
                         self.bell.notify_one();
                     }
                     return name;
@@ -121,7 +131,7 @@ impl Queue {
 
     /// Names that wait to be taken now.
     pub fn depth(&self) -> usize {
-        self.locked().ready.len()
+        self.locked().queued.len()
     }
 
     /// Names that are taken later, when their delay has ended.
@@ -149,10 +159,31 @@ impl Inner {
             self.due.remove(&name);
             if self.active.contains(&name) {
                 self.again.insert(name);
-            } else if self.queued.insert(name.clone()) {
-                self.ready.push_back(name);
+            } else {
+                self.enqueue(name);
             }
         }
+    }
+
+    /// Whether it did not wait before.
+    fn enqueue(&mut self, name: String) -> bool {
+        if !self.queued.insert(name.clone()) {
+            return false;
+        }
+        let lane = if self.met.contains(&name) { &mut self.ready } else { &mut self.fresh };
+        lane.push_back(name);
+        true
+    }
+
+    fn take(&mut self) -> Option<String> {
+        (0..3).find_map(|_| {
+            self.turn = (self.turn + 1) % 3;
+            match self.turn {
+                0 => self.fresh.pop_front(),
+                1 => self.ready.pop_front(),
+                _ => self.fresh.pop_back(),
+            }
+        })
     }
 }
 
@@ -174,6 +205,39 @@ mod tests {
         assert_eq!(queue.depth(), 0, "a is still under way");
         queue.done("a");
         assert_eq!(queue.next().await, "a");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn in_a_crowd_a_newcomer_and_a_repair_come_soon_and_the_first_of_the_crowd_does_not_wait_for_ever()
+    {
+        let queue = Queue::default();
+        queue.add("old");
+        assert_eq!(queue.next().await, "old");
+        queue.done("old");
+        for number in 0..100 {
+            queue.add(&format!("crowd-{number:03}"));
+        }
+        queue.add("old");
+        queue.add("single");
+        let mut taken = Vec::new();
+        for number in 0..9 {
+            let name = queue.next().await;
+            queue.done(&name);
+            taken.push(name);
+            // Newer ones come, one for each that is taken.
+            if number >= 2 {
+                queue.add(&format!("later-{number}"));
+            }
+        }
+        assert!(
+            taken[..3].contains(&"old".to_owned()) && taken[..3].contains(&"single".to_owned()),
+            "{taken:?}"
+        );
+        assert!(
+            taken.contains(&"crowd-000".to_owned()) && taken.contains(&"crowd-001".to_owned()),
+            "{taken:?}"
+        );
+        assert_eq!(queue.depth(), 102 - 9 + 7);
     }
 
     #[tokio::test(start_paused = true)]

@@ -25,6 +25,7 @@ use crate::{
     context::Context,
     databases,
     events::Events,
+    memory,
     metrics::OperatorMetrics,
     queue::Queue,
     web::{Vitals, serve},
@@ -345,6 +346,10 @@ fn start_workers(context: &Arc<Context>, options: &RunOptions, loops: &mut JoinS
         loops.spawn(async move {
             work(&context, "database", |context| &context.databases, databases::reconcile).await;
         });
+    }
+    {
+        let context = context.clone();
+        loops.spawn(async move { memory::give_back_at_rest(&context).await });
     }
     let context = context.clone();
     loops.spawn(async move {
