@@ -58,6 +58,35 @@ impl Output {
         self.tell("listening", json!({ "address": address }), &format!("listening on {address}"));
     }
 
+    /// A hook is run, or taken back.
+    pub fn hook(&self, name: &str, what: &str) {
+        self.tell("hook", json!({ "hook": name, "what": what }), &format!("hook {name}: {what}"));
+    }
+
+    /// The next round waits.
+    pub fn next_round(&self, at: jiff::Timestamp, churn: Option<u64>) {
+        let changes = churn.map_or(String::new(), |churn| {
+            format!("; at the pace of the last one, a day's changes cost {} MiB", churn >> 20)
+        });
+        let text = format!("the next round begins at {at}, or with SIGUSR1{changes}");
+        self.tell("pause", json!({ "until": at, "changedEachDay": churn }), &text);
+    }
+
+    /// The cut-over is done.
+    pub fn cut_over(&self, round: u32, state: &Path) {
+        let text = format!(
+            "cut over: the target has everything as of round {round}, and this server stays closed. The target may \
+             be opened now. To go back: conme-mover reopen --state {}",
+            state.display()
+        );
+        self.tell("cutOver", json!({ "round": round }), &text);
+    }
+
+    /// The source works again.
+    pub fn reopened(&self) {
+        self.tell("reopened", json!({}), "everything that was begun is taken back: this server works again");
+    }
+
     /// Something worth knowing.
     pub fn note(&self, text: &str) {
         self.tell("note", json!({ "text": text }), text);

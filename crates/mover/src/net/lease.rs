@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
+use super::agent::Told;
 use super::dial::{Proxy, dial};
 use super::{tls, wire};
 use crate::cli::Output;
@@ -36,7 +37,7 @@ pub struct Settings {
 pub async fn follow(
     settings: &Settings,
     config: &Arc<rustls::ClientConfig>,
-    left: watch::Receiver<Option<u64>>,
+    told: watch::Receiver<Told>,
     rate: watch::Sender<Option<u64>>,
     output: &Output,
 ) {
@@ -45,7 +46,7 @@ pub async fn follow(
     let mut complained = false;
     share.apply(output);
     while !share.rate.is_closed() {
-        let why = match ask(settings, Arc::clone(config), &left, &mut share, output).await {
+        let why = match ask(settings, Arc::clone(config), &told, &mut share, output).await {
             Ok(()) => "it closed the connection".into(),
             Err(error) => error.to_string(),
         };
@@ -106,7 +107,7 @@ impl Share {
 async fn ask(
     settings: &Settings,
     config: Arc<rustls::ClientConfig>,
-    left: &watch::Receiver<Option<u64>>,
+    told: &watch::Receiver<Told>,
     share: &mut Share,
     output: &Output,
 ) -> Result<(), wire::WireError> {
@@ -141,7 +142,8 @@ async fn ask(
             },
             _ = every.tick() => {
                 let number = share.holder.ask(share.began.elapsed());
-                let ask = Ask { number, route: settings.route.clone(), left: *left.borrow() };
+                let Told { left, churn } = *told.borrow();
+                let ask = Ask { number, route: settings.route.clone(), left, churn };
                 timeout(wire::SILENCE, async {
                     to.write_all(&Said::Ask(ask).encode()).await?;
                     to.flush().await
