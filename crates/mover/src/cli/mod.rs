@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use moving::{Mover, Wish};
 pub use output::{Form, Output};
 
+use crate::core::calendar::{BadRate, Rate};
 use crate::core::evidence::{Evidence, Signed};
 use crate::core::geometry::LEAF;
 use crate::core::hash::{Digest, Root};
@@ -101,6 +102,11 @@ enum Command {
     Ca(Ca),
     /// Read a target back from its own disk, or check evidence.
     Verify(VerifyArgs),
+    /// Write completion for a shell to standard output.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Show what a receiver has, as JSON.
     Manifest {
         /// The receiver's state directory.
@@ -178,9 +184,10 @@ struct AgentArgs {
     /// Say what the cut-over would do, and do nothing.
     #[arg(long, requires = "cut_over")]
     dry_run: bool,
-    /// The fastest that it may send, such as 8mbit; as fast as the link carries when absent.
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    cap: Option<u64>,
+    /// The fastest that it may send with all headers, such as "8 Mbit/s" or 8mbit; as fast as the link carries when
+    /// absent.
+    #[arg(long, value_name = "RATE", value_parser = cap)]
+    cap: Option<Rate>,
     /// The least that is sent: 4096, 8192 or 16384 bytes. Fixed with the first session.
     #[arg(long, value_name = "BYTES", default_value_t = LEAF)]
     leaf: u32,
@@ -387,6 +394,10 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
             }
             _ => bail!("say what to verify: --state with --target, or --evidence with --authority"),
         },
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "conme-mover", &mut std::io::stdout().lock());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Manifest { state } => manifest(&state).map(done),
     }
 }
@@ -437,11 +448,12 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
         level: args.level,
         give_up: args.give_up_after,
     };
-    let (share, rate) = watch::channel(args.cap);
+    let cap = args.cap.map(Rate::content);
+    let (share, rate) = watch::channel(cap);
     let following = match identity.about.leases.clone() {
         Some(name) => {
             let config = tls::asking(&identity)?;
-            let (proxy, cap) = (settings.proxy.clone(), args.cap);
+            let proxy = settings.proxy.clone();
             let asking = lease::Settings { address, name, route: identity.about.name.clone(), proxy, cap };
             let (facts, told) = (settings.told.subscribe(), output.clone());
             tokio::spawn(async move { lease::follow(&asking, &config, facts, share, &told).await })
@@ -718,17 +730,15 @@ fn mapping(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
-/// Bytes each second from bits each second in words.
-fn rate(text: &str) -> Result<u64, String> {
-    let lower = text.to_ascii_lowercase();
-    let wrong = || format!("{text:?} is no rate: write for example 500kbit, 8mbit or 1gbit");
-    let (number, factor) = [("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9)]
-        .iter()
-        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, *factor)))
-        .ok_or_else(wrong)?;
-    let bits = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
-    // Less than a modem would never end; more than a terabit is a slip.
-    if (8e3..=1e12).contains(&bits) { Ok((bits / 8.0) as u64) } else { Err(wrong()) }
+/// A cap of an agent: what the line carries with all headers.
+fn cap(text: &str) -> Result<Rate, String> {
+    let rate: Rate = text.parse().map_err(|error: BadRate| error.to_string())?;
+    // Less than a modem would never end.
+    if rate < Rate::bits(8000) {
+        Err(format!("{rate} is too slow to get anywhere: at least 8 kbit/s"))
+    } else {
+        Ok(rate)
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -747,8 +757,6 @@ impl std::fmt::Display for Form {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -758,10 +766,10 @@ mod tests {
 
     #[test]
     fn rates_are_bits_and_say_so() {
-        assert_eq!(rate("8mbit"), Ok(1_000_000));
-        assert_eq!(rate("0.5Mbit"), Ok(62_500));
-        for wrong in ["8", "8MB", "-1mbit", "1bit", "nan mbit", "99999gbit"] {
-            assert!(rate(wrong).is_err(), "{wrong}");
+        assert_eq!(cap("8mbit"), Ok(Rate::bits(8_000_000)));
+        assert_eq!(cap("0.5 Mbit/s"), Ok(Rate::bits(500_000)));
+        for wrong in ["8", "8MB", "-1mbit", "1bit", "nan mbit", "99999999999gbit"] {
+            assert!(cap(wrong).is_err(), "{wrong}");
         }
     }
 }
