@@ -7,6 +7,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod cli;
+mod control;
 pub mod core;
 pub mod disk;
 pub mod gateway;

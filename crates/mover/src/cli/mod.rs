@@ -3,6 +3,7 @@
 mod gateway;
 mod moving;
 mod output;
+mod person;
 
 use std::fs::File;
 use std::io::Read as _;
@@ -21,11 +22,13 @@ use tokio::sync::watch;
 
 use moving::{Mover, Wish};
 pub use output::{Form, Output};
+use person::Person;
 
 use crate::core::calendar::{BadRate, Rate};
 use crate::core::evidence::{Evidence, Signed};
 use crate::core::geometry::LEAF;
 use crate::core::hash::{Digest, Root};
+use crate::core::line::{Said, Word};
 use crate::core::ports::Table as _;
 use crate::core::tree;
 use crate::core::tree::lists::Budget;
@@ -102,6 +105,29 @@ enum Command {
     Ca(Ca),
     /// Read a target back from its own disk, or check evidence.
     Verify(VerifyArgs),
+    /// On the local server: what a running agent does, as JSON.
+    Status(Agent),
+    /// On the local server: a running agent stops sending, at once; also when it is started again.
+    Pause {
+        #[command(flatten)]
+        time: gateway::Time,
+        #[command(flatten)]
+        at: Agent,
+    },
+    /// On the local server: end a pause or a cap.
+    Resume(Agent),
+    /// On the local server: a running agent sends no faster than this, instead of its --cap.
+    Cap {
+        /// The cap, such as "8 Mbit/s".
+        #[arg(value_parser = cap)]
+        cap: Rate,
+        #[command(flatten)]
+        time: gateway::Time,
+        #[command(flatten)]
+        at: Agent,
+    },
+    /// On the local server: an agent with --rounds begins the next one at once.
+    Round(Agent),
     /// Write completion for a shell to standard output.
     Completion {
         /// The shell.
@@ -166,7 +192,7 @@ struct AgentArgs {
     /// back from its disk. Nothing may write to the source meanwhile.
     #[arg(long)]
     prove: bool,
-    /// Go on with round after round until ended; SIGUSR1 begins the next one at once.
+    /// Go on with round after round until ended; `conme-mover round` or SIGUSR1 begins the next one at once.
     #[arg(long, conflicts_with_all = ["prove", "cut_over"])]
     rounds: bool,
     /// The time between two rounds; half of what the last one took when absent, between 1h and 12h.
@@ -197,6 +223,13 @@ struct AgentArgs {
     /// Give up after so long without a connection, such as 30m; it tries for ever when absent.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     give_up_after: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+struct Agent {
+    /// The agent's state directory.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
+    state: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -394,12 +427,28 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
             }
             _ => bail!("say what to verify: --state with --target, or --evidence with --authority"),
         },
+        Command::Status(at) => tell(&at, &person::Order::Status),
+        Command::Pause { time, at } => {
+            let said = Said { word: Word::Pause, until: time.until()? };
+            tell(&at, &person::Order::Say { said: Some(said) })
+        }
+        Command::Resume(at) => tell(&at, &person::Order::Say { said: None }),
+        Command::Cap { cap, time, at } => {
+            let said = Said { word: Word::Cap(cap), until: time.until()? };
+            tell(&at, &person::Order::Say { said: Some(said) })
+        }
+        Command::Round(at) => tell(&at, &person::Order::Round),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "conme-mover", &mut std::io::stdout().lock());
             Ok(ExitCode::SUCCESS)
         }
         Command::Manifest { state } => manifest(&state).map(done),
     }
+}
+
+fn tell(at: &Agent, order: &person::Order) -> anyhow::Result<ExitCode> {
+    gateway::print(&runtime()?.block_on(crate::control::ask(&at.state, person::WHO, order))?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -448,22 +497,30 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
         level: args.level,
         give_up: args.give_up_after,
     };
-    let cap = args.cap.map(Rate::content);
-    let (share, rate) = watch::channel(cap);
+    let person = Arc::new(Person::load(&settings.state, args.cap, output)?);
+    let control = crate::control::listen(&settings.state)?;
+    let answering = tokio::spawn(Arc::clone(&person).serve(control));
+    let caps = person.caps();
+    let (share, mut rate) = watch::channel(*caps.borrow());
     let following = match identity.about.leases.clone() {
         Some(name) => {
             let config = tls::asking(&identity)?;
             let proxy = settings.proxy.clone();
-            let asking = lease::Settings { address, name, route: identity.about.name.clone(), proxy, cap };
+            let asking =
+                lease::Settings { address, name, route: identity.about.name.clone(), proxy, cap: caps };
             let (facts, told) = (settings.told.subscribe(), output.clone());
             tokio::spawn(async move { lease::follow(&asking, &config, facts, share, &told).await })
         }
         // Nobody divides this line: what the command line says holds.
-        None => tokio::spawn(async move { share.closed().await }),
+        None => {
+            rate = caps;
+            tokio::spawn(async move { share.closed().await })
+        }
     };
-    let mover = Mover { settings: &settings, identity: &identity, rate: &rate, output };
+    let mover = Mover { settings: &settings, identity: &identity, rate: &rate, output, person: &person };
     let sent = mover.go(wish).await;
     following.abort();
+    answering.abort();
     sent
 }
 

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use super::person::Person;
 use super::{INCOMPLETE, Output, REOPENED, STUCK};
 use crate::core::cutover::{Hooks, Phase};
 use crate::core::frame::RoundKind;
@@ -34,6 +35,7 @@ pub(super) struct Mover<'a> {
     pub(super) identity: &'a Arc<Identity>,
     pub(super) rate: &'a watch::Receiver<Option<u64>>,
     pub(super) output: &'a Output,
+    pub(super) person: &'a Person,
 }
 
 impl Mover<'_> {
@@ -91,6 +93,7 @@ impl Mover<'_> {
                     let pause = Duration::try_from(next.duration_since(now)).unwrap_or_default();
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
+                        () = self.person.round.notified() => self.output.note("a round was asked for: it begins now"),
                         _ = asked.recv() => self.output.note("a round was asked for: it begins now"),
                         () = ended.wait() => return Ok(ExitCode::SUCCESS),
                     }

@@ -31,25 +31,31 @@ pub enum Form {
 pub struct Output {
     form: Form,
     told: Arc<Mutex<Option<Instant>>>,
+    last: Arc<Mutex<Value>>,
 }
 
 impl Output {
     /// In this form.
     pub fn new(form: Form) -> Self {
-        Self { form, told: Arc::default() }
+        Self { form, told: Arc::default(), last: Arc::default() }
+    }
+
+    /// What was told last, as an event with its words.
+    pub fn last(&self) -> Value {
+        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     fn tell(&self, event: &str, mut fields: Value, text: &str) {
+        if let Some(fields) = fields.as_object_mut() {
+            fields.insert("event".into(), event.into());
+            fields.insert("time".into(), jiff::Timestamp::now().to_string().into());
+        }
+        let last = json!({ "event": fields, "words": text });
+        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = last;
         // Nobody may be listening any more: that is no reason to stop a transfer.
         let _ = match self.form {
             Form::Plain => writeln!(std::io::stderr().lock(), "{text}"),
-            Form::Json => {
-                if let Some(fields) = fields.as_object_mut() {
-                    fields.insert("event".into(), event.into());
-                    fields.insert("time".into(), jiff::Timestamp::now().to_string().into());
-                }
-                writeln!(std::io::stdout().lock(), "{fields}")
-            }
+            Form::Json => writeln!(std::io::stdout().lock(), "{fields}"),
         };
     }
 
@@ -68,7 +74,7 @@ impl Output {
         let changes = churn.map_or(String::new(), |churn| {
             format!("; at the pace of the last one, a day's changes cost {} MiB", churn >> 20)
         });
-        let text = format!("the next round begins at {at}, or with SIGUSR1{changes}");
+        let text = format!("the next round begins at {at}, or with `conme-mover round`{changes}");
         self.tell("pause", json!({ "until": at, "changedEachDay": churn }), &text);
     }
 

@@ -384,8 +384,7 @@ mod tests {
     fn rates_are_bits_and_nothing_else() {
         assert_eq!("10Mbit/s".parse(), Ok(Rate::bits(10_000_000)));
         assert_eq!("1.5 Mbit".parse(), Ok(Rate::bits(1_500_000)));
-        for bad in ["10", "10 MB/s", "-1 kbit/s", "fast", "", "99999999999 Gbit/s", "1. Mbit/s2"]
-        {
+        for bad in ["10", "10 MB/s", "-1 kbit/s", "fast", "", "99999999999 Gbit/s", "1. Mbit/s2"] {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
         // 10 Mbit/s of line are a little less of content.

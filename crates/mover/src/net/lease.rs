@@ -28,8 +28,8 @@ pub struct Settings {
     pub route: String,
     /// The proxy through which the agent goes out.
     pub proxy: Option<Proxy>,
-    /// The fastest that the agent may send in any case, in bytes each second.
-    pub cap: Option<u64>,
+    /// The fastest that the agent may send in any case, in bytes each second, as it changes.
+    pub cap: watch::Receiver<Option<u64>>,
 }
 
 /// Keeps `rate` at what the agent may send, as long as anybody looks at it. While the gateway is not there, the agent
@@ -41,8 +41,13 @@ pub async fn follow(
     rate: watch::Sender<Option<u64>>,
     output: &Output,
 ) {
-    let mut share =
-        Share { began: Instant::now(), holder: Holder::default(), cap: settings.cap, rate, told: None };
+    let mut share = Share {
+        began: Instant::now(),
+        holder: Holder::default(),
+        cap: settings.cap.clone(),
+        rate,
+        told: None,
+    };
     let mut complained = false;
     share.apply(output);
     while !share.rate.is_closed() {
@@ -64,9 +69,11 @@ pub async fn follow(
         let wait = Instant::now() + AGAIN;
         while Instant::now() < wait {
             // A lease still holds until its end, and not longer.
-            match share.holder.until(share.began.elapsed()).map(|until| share.began + until) {
-                Some(until) if until < wait => sleep_until(until).await,
-                _ => sleep_until(wait).await,
+            let lease = share.holder.until(share.began.elapsed()).map(|until| share.began + until);
+            let until = lease.filter(|until| *until < wait).unwrap_or(wait);
+            tokio::select! {
+                () = sleep_until(until) => {}
+                Ok(()) = share.cap.changed() => {}
             }
             share.apply(output);
         }
@@ -76,7 +83,7 @@ pub async fn follow(
 struct Share {
     began: Instant,
     holder: Holder,
-    cap: Option<u64>,
+    cap: watch::Receiver<Option<u64>>,
     rate: watch::Sender<Option<u64>>,
     told: Option<Why>,
 }
@@ -85,7 +92,7 @@ impl Share {
     fn apply(&mut self, output: &Output) {
         let now = self.began.elapsed();
         let share = self.holder.rate(now);
-        let both = match (share, self.cap) {
+        let both = match (share, *self.cap.borrow_and_update()) {
             (Some(share), Some(cap)) => Some(share.min(cap)),
             (share, cap) => share.or(cap),
         };
@@ -152,6 +159,7 @@ async fn ask(
                 .map_err(|_| wire::WireError::Silence)??;
             }
             () = ended => {}
+            Ok(()) = share.cap.changed() => {}
             () = share.rate.closed() => return Ok(()),
         }
         share.apply(output);
