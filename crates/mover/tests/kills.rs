@@ -60,7 +60,7 @@ fn either_end_is_killed_again_and_again_while_the_source_is_written_to() {
         for _ in 0..=chance[0] % 4 {
             agent.any_event();
         }
-        if chance[1] % 2 == 0 {
+        if chance[1].is_multiple_of(2) {
             agent.kill();
             agent = send();
         } else {
