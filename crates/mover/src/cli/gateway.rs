@@ -93,7 +93,7 @@ pub(super) struct Time {
 }
 
 impl Time {
-    fn until(&self) -> anyhow::Result<Option<Timestamp>> {
+    pub(super) fn until(&self) -> anyhow::Result<Option<Timestamp>> {
         match self.lasting {
             None => Ok(None),
             Some(lasting) => Ok(Some(Timestamp::now().checked_add(SignedDuration::try_from(lasting)?)?)),
@@ -175,7 +175,7 @@ fn say(at: &At, site: String, said: Option<Said>) -> anyhow::Result<()> {
     print(&runtime()?.block_on(ask(&at.state, &Order::Say { site, said }))?)
 }
 
-fn print(value: &Value) -> anyhow::Result<()> {
+pub(super) fn print(value: &Value) -> anyhow::Result<()> {
     use std::io::Write as _;
     Ok(writeln!(std::io::stdout().lock(), "{}", serde_json::to_string_pretty(value)?)?)
 }

@@ -1,7 +1,9 @@
 //! The command line: what a person asks for, and how it is answered.
 
 mod gateway;
+mod moving;
 mod output;
+mod person;
 
 use std::fs::File;
 use std::io::Read as _;
@@ -12,23 +14,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use tokio::sync::watch;
 
+use moving::{Mover, Wish};
 pub use output::{Form, Output};
+use person::Person;
 
+use crate::core::calendar::{BadRate, Rate};
 use crate::core::evidence::{Evidence, Signed};
-use crate::core::frame::RoundKind;
 use crate::core::geometry::LEAF;
 use crate::core::hash::{Digest, Root};
+use crate::core::line::{Said, Word};
 use crate::core::ports::Table as _;
 use crate::core::tree;
 use crate::core::tree::lists::Budget;
 use crate::core::verify::{Verified, Verifier};
 use crate::disk::Disk;
+use crate::hooks::HOOKS;
 use crate::identity::{Authority, Identity, Role, Token, agent_uri, receiver_uri, signer, write_private};
 use crate::net::agent::{self, AgentError};
 use crate::net::dial::Proxy;
@@ -45,6 +51,10 @@ const DIFFERS: u8 = 4;
 const GAVE_UP: u8 = 3;
 /// Done, but something of the tree could not be read.
 const INCOMPLETE: u8 = 5;
+/// The cut-over did not succeed, and the source works again.
+const REOPENED: u8 = 6;
+/// The cut-over did not succeed, and the source is closed in part.
+const STUCK: u8 = 7;
 const FAILED: u8 = 1;
 
 /// Moves the disks of a local server into the data centre while it keeps working, and proves that they arrived.
@@ -62,7 +72,7 @@ const FAILED: u8 = 1;
         conme-mover enrol --token token.json --state agent\n  \
         conme-mover agent --state agent --source /dev/vda --prove\n\n\
         It may be killed or cut off at any moment, at either end: started again, it goes on where it was.\n\n\
-        Exit codes: 0 done, 1 failed, 2 wrong use, 3 given up waiting, 4 the content differs, 5 done but for what could\nnot be read."
+        Exit codes: 0 done, 1 failed, 2 wrong use, 3 given up waiting, 4 the content differs, 5 done but for what could\nnot be read, 6 cut-over failed and the source works again, 7 cut-over failed and the source is closed in part:\nsomebody has to look."
 )]
 pub struct Cli {
     /// How to tell what happens: `json` writes one event a line to standard output.
@@ -81,6 +91,13 @@ enum Command {
     /// In the data centre: the one public port, which leads servers to their receivers at the pace of their line.
     #[command(subcommand)]
     Gateway(gateway::Gateway),
+    /// On the local server: take back a cut-over, so that it works again.
+    #[command(after_help = "What was changed at the copy since the cut-over is not brought back.")]
+    Reopen {
+        /// The agent's state directory.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
+        state: PathBuf,
+    },
     /// On the local server: get a certificate with a token.
     Enrol(EnrolArgs),
     /// In the data centre: the authority of one municipality.
@@ -88,6 +105,34 @@ enum Command {
     Ca(Ca),
     /// Read a target back from its own disk, or check evidence.
     Verify(VerifyArgs),
+    /// On the local server: what a running agent does, as JSON.
+    Status(Agent),
+    /// On the local server: a running agent stops sending, at once; also when it is started again.
+    Pause {
+        #[command(flatten)]
+        time: gateway::Time,
+        #[command(flatten)]
+        at: Agent,
+    },
+    /// On the local server: end a pause or a cap.
+    Resume(Agent),
+    /// On the local server: a running agent sends no faster than this, instead of its --cap.
+    Cap {
+        /// The cap, such as "8 Mbit/s".
+        #[arg(value_parser = cap)]
+        cap: Rate,
+        #[command(flatten)]
+        time: gateway::Time,
+        #[command(flatten)]
+        at: Agent,
+    },
+    /// On the local server: an agent with --rounds begins the next one at once.
+    Round(Agent),
+    /// Write completion for a shell to standard output.
+    Completion {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
     /// Show what a receiver has, as JSON.
     Manifest {
         /// The receiver's state directory.
@@ -96,7 +141,32 @@ enum Command {
     },
 }
 
+const AGENT_HELP: &str = "\
+The hooks of a cut-over are this server's own: a file that belongs to root, as its directories and the programs in it, and
+that nobody else can write. The data centre cannot run anything here. For example, /etc/conme-mover/hooks.yaml:
+
+  hooks:
+    stop-app:                            # stays stopped after a reboot
+      run:  [/bin/systemctl, disable, --now, protocollo.service]
+      undo: [/bin/systemctl, enable, --now, protocollo.service]
+      timeout: 5m                        # 2m when left out, 1h at most
+    lock-people:
+      run:  [/usr/sbin/usermod, --lock, protocollo]
+      undo: [/usr/sbin/usermod, --unlock, protocollo]
+    still:                               # taken back as soon as the last round has read everything
+      run:  [/sbin/fsfreeze, --freeze, /srv]
+      undo: [/sbin/fsfreeze, --unfreeze, /srv]
+  cut-over:
+    stop: [stop-app]
+    fence: [lock-people]                 # at least one; has to hold after a reboot, too
+    freeze: [still]                      # never the file system of --state
+
+Undo is run in the reverse order, also for a hook that failed halfway and after this program was killed (at its next
+start): it has to do no harm when there is nothing to take back. `undo: []` says that nothing is needed. Open the target
+only when this program has said that the cut-over is done: until then it may open this server again.";
+
 #[derive(Debug, Args)]
+#[command(after_help = AGENT_HELP)]
 struct AgentArgs {
     /// Where enrolment left the certificate, and where this transfer is remembered.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
@@ -122,9 +192,28 @@ struct AgentArgs {
     /// back from its disk. Nothing may write to the source meanwhile.
     #[arg(long)]
     prove: bool,
-    /// The fastest that it may send, such as 8mbit; as fast as the link carries when absent.
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    cap: Option<u64>,
+    /// Go on with round after round until ended; `conme-mover round` or SIGUSR1 begins the next one at once.
+    #[arg(long, conflicts_with_all = ["prove", "cut_over"])]
+    rounds: bool,
+    /// The time between two rounds; half of what the last one took when absent, between 1h and 12h.
+    #[arg(long, value_name = "TIME", requires = "rounds", value_parser = duration)]
+    every: Option<Duration>,
+    /// The last round: copy, stop and fence this server with its own hooks, prove. Whatever fails, it is opened again.
+    #[arg(long, conflicts_with = "prove")]
+    cut_over: bool,
+    /// The hooks of this server.
+    #[arg(long, value_name = "FILE", requires = "cut_over", default_value = HOOKS)]
+    hooks: PathBuf,
+    /// The cut-over is given up, and the server opened again, when it has stood still for so long.
+    #[arg(long, value_name = "TIME", requires = "cut_over", default_value = "2h", value_parser = duration)]
+    within: Duration,
+    /// Say what the cut-over would do, and do nothing.
+    #[arg(long, requires = "cut_over")]
+    dry_run: bool,
+    /// The fastest that it may send with all headers, such as "8 Mbit/s" or 8mbit; as fast as the link carries when
+    /// absent.
+    #[arg(long, value_name = "RATE", value_parser = cap)]
+    cap: Option<Rate>,
     /// The least that is sent: 4096, 8192 or 16384 bytes. Fixed with the first session.
     #[arg(long, value_name = "BYTES", default_value_t = LEAF)]
     leaf: u32,
@@ -134,6 +223,13 @@ struct AgentArgs {
     /// Give up after so long without a connection, such as 30m; it tries for ever when absent.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     give_up_after: Option<Duration>,
+}
+
+#[derive(Debug, Args)]
+struct Agent {
+    /// The agent's state directory.
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/conme-mover")]
+    state: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -319,6 +415,7 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Agent(args) => runtime()?.block_on(send(args, output)),
         Command::Receive(args) => runtime()?.block_on(take(args, output.clone())).map(done),
         Command::Gateway(gateway) => gateway::run(gateway, output),
+        Command::Reopen { state } => runtime()?.block_on(moving::reopen_source(&state, output)),
         Command::Enrol(args) => runtime()?.block_on(enrolled(&args, output)).map(done),
         Command::Ca(ca) => authority(ca, output).map(done),
         Command::Verify(args) => match args {
@@ -330,8 +427,28 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
             }
             _ => bail!("say what to verify: --state with --target, or --evidence with --authority"),
         },
+        Command::Status(at) => tell(&at, &person::Order::Status),
+        Command::Pause { time, at } => {
+            let said = Said { word: Word::Pause, until: time.until()? };
+            tell(&at, &person::Order::Say { said: Some(said) })
+        }
+        Command::Resume(at) => tell(&at, &person::Order::Say { said: None }),
+        Command::Cap { cap, time, at } => {
+            let said = Said { word: Word::Cap(cap), until: time.until()? };
+            tell(&at, &person::Order::Say { said: Some(said) })
+        }
+        Command::Round(at) => tell(&at, &person::Order::Round),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "conme-mover", &mut std::io::stdout().lock());
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Manifest { state } => manifest(&state).map(done),
     }
+}
+
+fn tell(at: &Agent, order: &person::Order) -> anyhow::Result<ExitCode> {
+    gateway::print(&runtime()?.block_on(crate::control::ask(&at.state, person::WHO, order))?)?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
@@ -345,7 +462,19 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
     if identity.about.role != Role::Agent {
         bail!("{} is the identity of a receiver", args.state.display());
     }
+    let wish = match args.cut_over {
+        true => Wish::CutOver { hooks: crate::hooks::load(&args.hooks)?, within: args.within },
+        false if args.rounds => Wish::Rounds { every: args.every },
+        false => Wish::One { prove: args.prove },
+    };
+    if let (true, Wish::CutOver { hooks, .. }) = (args.dry_run, &wish) {
+        output.note(&hooks.to_string());
+        return Ok(ExitCode::SUCCESS);
+    }
     let _held = crate::identity::lock(&args.state)?;
+    if let Some(code) = moving::recover(&args.state, output).await? {
+        return Ok(code);
+    }
     let Some(address) = args.connect.or_else(|| identity.about.address.clone()) else {
         bail!("say where the receiver is: --connect");
     };
@@ -363,45 +492,36 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
         state: args.state,
         address: address.clone(),
         proxy: args.out.proxy()?,
-        left: watch::Sender::new(None),
+        told: watch::Sender::default(),
         leaf: args.leaf,
         level: args.level,
         give_up: args.give_up_after,
     };
-    let (share, rate) = watch::channel(args.cap);
+    let person = Arc::new(Person::load(&settings.state, args.cap, output)?);
+    let control = crate::control::listen(&settings.state)?;
+    let answering = tokio::spawn(Arc::clone(&person).serve(control));
+    let caps = person.caps();
+    let (share, mut rate) = watch::channel(*caps.borrow());
     let following = match identity.about.leases.clone() {
         Some(name) => {
             let config = tls::asking(&identity)?;
-            let (proxy, cap) = (settings.proxy.clone(), args.cap);
-            let asking = lease::Settings { address, name, route: identity.about.name.clone(), proxy, cap };
-            let (left, told) = (settings.left.subscribe(), output.clone());
-            tokio::spawn(async move { lease::follow(&asking, &config, left, share, &told).await })
+            let proxy = settings.proxy.clone();
+            let asking =
+                lease::Settings { address, name, route: identity.about.name.clone(), proxy, cap: caps };
+            let (facts, told) = (settings.told.subscribe(), output.clone());
+            tokio::spawn(async move { lease::follow(&asking, &config, facts, share, &told).await })
         }
         // Nobody divides this line: what the command line says holds.
-        None => tokio::spawn(async move { share.closed().await }),
+        None => {
+            rate = caps;
+            tokio::spawn(async move { share.closed().await })
+        }
     };
-    let sent = rounds(&settings, &identity, args.prove, &rate, output).await;
+    let mover = Mover { settings: &settings, identity: &identity, rate: &rate, output, person: &person };
+    let sent = mover.go(wish).await;
     following.abort();
+    answering.abort();
     sent
-}
-
-async fn rounds(
-    settings: &agent::Settings,
-    identity: &Arc<Identity>,
-    prove: bool,
-    rate: &watch::Receiver<Option<u64>>,
-    output: &Output,
-) -> anyhow::Result<ExitCode> {
-    let copied = agent::round(settings, identity, RoundKind::Copy, rate, output).await?;
-    output.round_over(RoundKind::Copy, &copied);
-    let lacking = copied.tree.as_ref().map_or(0, |tree| tree.tally.lacking);
-    if prove {
-        let proven = agent::round(settings, identity, RoundKind::Proof, rate, output).await?;
-        output.round_over(RoundKind::Proof, &proven);
-        // A proof has read everything, or it does not come to its end.
-        return Ok(ExitCode::SUCCESS);
-    }
-    Ok(if lacking > 0 { ExitCode::from(INCOMPLETE) } else { ExitCode::SUCCESS })
 }
 
 async fn take(args: ReceiveArgs, output: Output) -> anyhow::Result<()> {
@@ -667,17 +787,15 @@ fn mapping(text: &str) -> Result<(u32, u32), String> {
     }
 }
 
-/// Bytes each second from bits each second in words.
-fn rate(text: &str) -> Result<u64, String> {
-    let lower = text.to_ascii_lowercase();
-    let wrong = || format!("{text:?} is no rate: write for example 500kbit, 8mbit or 1gbit");
-    let (number, factor) = [("kbit", 1e3), ("mbit", 1e6), ("gbit", 1e9)]
-        .iter()
-        .find_map(|(unit, factor)| Some((lower.strip_suffix(unit)?, *factor)))
-        .ok_or_else(wrong)?;
-    let bits = number.trim().parse::<f64>().map_err(|_| wrong())? * factor;
-    // Less than a modem would never end; more than a terabit is a slip.
-    if (8e3..=1e12).contains(&bits) { Ok((bits / 8.0) as u64) } else { Err(wrong()) }
+/// A cap of an agent: what the line carries with all headers.
+fn cap(text: &str) -> Result<Rate, String> {
+    let rate: Rate = text.parse().map_err(|error: BadRate| error.to_string())?;
+    // Less than a modem would never end.
+    if rate < Rate::bits(8000) {
+        Err(format!("{rate} is too slow to get anywhere: at least 8 kbit/s"))
+    } else {
+        Ok(rate)
+    }
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -696,8 +814,6 @@ impl std::fmt::Display for Form {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]
@@ -707,10 +823,10 @@ mod tests {
 
     #[test]
     fn rates_are_bits_and_say_so() {
-        assert_eq!(rate("8mbit"), Ok(1_000_000));
-        assert_eq!(rate("0.5Mbit"), Ok(62_500));
-        for wrong in ["8", "8MB", "-1mbit", "1bit", "nan mbit", "99999gbit"] {
-            assert!(rate(wrong).is_err(), "{wrong}");
+        assert_eq!(cap("8mbit"), Ok(Rate::bits(8_000_000)));
+        assert_eq!(cap("0.5 Mbit/s"), Ok(Rate::bits(500_000)));
+        for wrong in ["8", "8MB", "-1mbit", "1bit", "nan mbit", "99999999999gbit"] {
+            assert!(cap(wrong).is_err(), "{wrong}");
         }
     }
 }

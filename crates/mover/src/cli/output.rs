@@ -31,31 +31,66 @@ pub enum Form {
 pub struct Output {
     form: Form,
     told: Arc<Mutex<Option<Instant>>>,
+    last: Arc<Mutex<Value>>,
 }
 
 impl Output {
     /// In this form.
     pub fn new(form: Form) -> Self {
-        Self { form, told: Arc::default() }
+        Self { form, told: Arc::default(), last: Arc::default() }
+    }
+
+    /// What was told last, as an event with its words.
+    pub fn last(&self) -> Value {
+        self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     fn tell(&self, event: &str, mut fields: Value, text: &str) {
+        if let Some(fields) = fields.as_object_mut() {
+            fields.insert("event".into(), event.into());
+            fields.insert("time".into(), jiff::Timestamp::now().to_string().into());
+        }
+        let last = json!({ "event": fields, "words": text });
+        *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = last;
         // Nobody may be listening any more: that is no reason to stop a transfer.
         let _ = match self.form {
             Form::Plain => writeln!(std::io::stderr().lock(), "{text}"),
-            Form::Json => {
-                if let Some(fields) = fields.as_object_mut() {
-                    fields.insert("event".into(), event.into());
-                    fields.insert("time".into(), jiff::Timestamp::now().to_string().into());
-                }
-                writeln!(std::io::stdout().lock(), "{fields}")
-            }
+            Form::Json => writeln!(std::io::stdout().lock(), "{fields}"),
         };
     }
 
     /// A program is ready to be called.
     pub fn listening(&self, address: SocketAddr) {
         self.tell("listening", json!({ "address": address }), &format!("listening on {address}"));
+    }
+
+    /// A hook is run, or taken back.
+    pub fn hook(&self, name: &str, what: &str) {
+        self.tell("hook", json!({ "hook": name, "what": what }), &format!("hook {name}: {what}"));
+    }
+
+    /// The next round waits.
+    pub fn next_round(&self, at: jiff::Timestamp, churn: Option<u64>) {
+        let changes = churn.map_or(String::new(), |churn| {
+            format!("; at the pace of the last one, a day's changes cost {} MiB", churn >> 20)
+        });
+        let text = format!("the next round begins at {at}, or with `conme-mover round`{changes}");
+        self.tell("pause", json!({ "until": at, "changedEachDay": churn }), &text);
+    }
+
+    /// The cut-over is done.
+    pub fn cut_over(&self, round: u32, state: &Path) {
+        let text = format!(
+            "cut over: the target has everything as of round {round}, and this server stays closed. The target may \
+             be opened now. To go back: conme-mover reopen --state {}",
+            state.display()
+        );
+        self.tell("cutOver", json!({ "round": round }), &text);
+    }
+
+    /// The source works again.
+    pub fn reopened(&self) {
+        self.tell("reopened", json!({}), "everything that was begun is taken back: this server works again");
     }
 
     /// Something worth knowing.

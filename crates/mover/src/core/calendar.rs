@@ -50,11 +50,11 @@ impl FromStr for Rate {
         let short = text.trim().trim_end_matches("/s").trim_end();
         let digits = short.find(|c: char| !c.is_ascii_digit() && c != '.').ok_or_else(bad)?;
         let (number, unit) = short.split_at(digits);
-        let unit: u64 = match unit.trim_start() {
+        let unit: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
             "bit" => 1,
             "kbit" => 1_000,
-            "Mbit" => 1_000_000,
-            "Gbit" => 1_000_000_000,
+            "mbit" => 1_000_000,
+            "gbit" => 1_000_000_000,
             _ => return Err(bad()),
         };
         let (whole, part) = number.split_once('.').unwrap_or((number, ""));
@@ -384,8 +384,7 @@ mod tests {
     fn rates_are_bits_and_nothing_else() {
         assert_eq!("10Mbit/s".parse(), Ok(Rate::bits(10_000_000)));
         assert_eq!("1.5 Mbit".parse(), Ok(Rate::bits(1_500_000)));
-        for bad in ["10", "10 MB/s", "10 mbit/s", "-1 kbit/s", "fast", "", "99999999999 Gbit/s", "1. Mbit/s2"]
-        {
+        for bad in ["10", "10 MB/s", "-1 kbit/s", "fast", "", "99999999999 Gbit/s", "1. Mbit/s2"] {
             assert!(bad.parse::<Rate>().is_err(), "{bad}");
         }
         // 10 Mbit/s of line are a little less of content.

@@ -36,6 +36,8 @@ pub struct Ask {
     pub route: String,
     /// Bytes that it still has to send, as far as it knows.
     pub left: Option<u64>,
+    /// Bytes that a day's changes cost it, as it has measured.
+    pub churn: Option<u64>,
 }
 
 /// Why a lease is what it is.
@@ -76,9 +78,11 @@ pub enum Said {
 impl Frame for Said {
     fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Ask(ask) => {
-                Writer::new(0x71).u64(ask.number).u64(ask.left.unwrap_or(u64::MAX)).text(&ask.route, NAME)
-            }
+            Self::Ask(ask) => Writer::new(0x71)
+                .u64(ask.number)
+                .u64(ask.left.unwrap_or(u64::MAX))
+                .u64(ask.churn.unwrap_or(u64::MAX))
+                .text(&ask.route, NAME),
             Self::Grant(grant) => Writer::new(0x72)
                 .u64(grant.number)
                 .u64(grant.rate.unwrap_or(NO_LIMIT))
@@ -90,7 +94,7 @@ impl Frame for Said {
 
     fn limit(kind: u8) -> Option<usize> {
         match kind {
-            0x71 => Some(8 + 8 + 4 + NAME),
+            0x71 => Some(8 + 8 + 8 + 4 + NAME),
             0x72 => Some(8 + 8 + 4 + 1),
             _ => None,
         }
@@ -102,6 +106,7 @@ impl Frame for Said {
             0x71 => Self::Ask(Ask {
                 number: from.u64()?,
                 left: Some(from.u64()?).filter(|left| *left != u64::MAX),
+                churn: Some(from.u64()?).filter(|churn| *churn != u64::MAX),
                 route: from.text(NAME)?,
             }),
             0x72 => Self::Grant(Grant {
@@ -210,11 +215,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_said_is_read_as_it_was_written(
-            number: u64, left in prop::option::of(0..u64::MAX), route in "[a-z.]{0,253}",
+            number: u64, left in prop::option::of(0..u64::MAX), churn in prop::option::of(0..u64::MAX), route in "[a-z.]{0,253}",
             rate in prop::option::of(0..u64::MAX), millis: u32,
         ) {
             for said in [
-                Said::Ask(Ask { number, route: route.clone(), left }),
+                Said::Ask(Ask { number, route: route.clone(), left, churn }),
                 Said::Grant(Grant { number, rate, millis, why: Why::Paused }),
             ] {
                 let bytes = said.encode();

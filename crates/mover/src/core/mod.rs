@@ -4,6 +4,7 @@
 //! memory of a transfer only through the traits of [`ports`], so that a test can give them a disk that forgets.
 
 pub mod calendar;
+pub mod cutover;
 pub mod doors;
 pub mod evidence;
 pub mod forecast;

@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
 use super::frame::{RoundKind, Welcome};
 
 /// Between two rounds at least, in seconds.
@@ -40,9 +43,56 @@ pub fn pause_after(took: Duration) -> Duration {
     (took / 2).clamp(LEAST, MOST)
 }
 
+/// The copy that was done last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Past {
+    /// When it began to read.
+    pub began: Timestamp,
+    /// When both ends agreed.
+    pub ended: Timestamp,
+    /// Bytes on the line that a day's changes cost, as it was measured; unknown after the first round.
+    pub churn: Option<u64>,
+}
+
+impl Past {
+    /// What is remembered of a copy which sent `wire` bytes. What it sent had changed since the one before began to
+    /// read; of the first that says nothing.
+    pub fn after(before: Option<Self>, began: Timestamp, ended: Timestamp, wire: u64) -> Self {
+        let churn = before.and_then(|before| {
+            // Too short a time would make a day's worth of one write.
+            let time = began.duration_since(before.began).max(SignedDuration::from_mins(1)).as_secs();
+            u64::try_from(i128::from(wire) * 86_400 / i128::from(time)).ok()
+        });
+        Self { began, ended, churn }
+    }
+
+    /// When the next one begins: after a fixed time, or by itself.
+    pub fn next(&self, every: Option<Duration>) -> Timestamp {
+        let took = Duration::try_from(self.ended.duration_since(self.began)).unwrap_or_default();
+        let pause = every.unwrap_or_else(|| pause_after(took));
+        let pause = SignedDuration::try_from(pause).unwrap_or(SignedDuration::MAX);
+        self.ended.saturating_add(pause).unwrap_or(Timestamp::MAX)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_changes_in_a_day_is_what_a_round_sent_for_the_time_since_the_one_before() {
+        let at = |hours: i64| Timestamp::from_second(hours * 3600).unwrap();
+        let first = Past::after(None, at(0), at(10), 5_000_000);
+        assert_eq!(first.churn, None);
+        assert_eq!(first.next(None), at(15));
+        assert_eq!(first.next(Some(Duration::from_secs(7200))), at(12));
+        let second = Past::after(Some(first), at(12), at(13), 1_000_000);
+        assert_eq!(second.churn, Some(2_000_000));
+        assert_eq!(second.next(None), at(14));
+        // A clock that was set back ends nothing.
+        assert_eq!(Past::after(Some(second), at(1), at(0), 1).churn, Some(1440));
+        assert_eq!(Past::after(Some(second), at(1), at(0), 1).next(None), at(1));
+    }
 
     fn welcome(round: u32, kind: RoundKind, complete: bool) -> Welcome {
         Welcome {

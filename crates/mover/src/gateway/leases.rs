@@ -54,7 +54,7 @@ pub(super) async fn serve(shared: &Shared, site: &str, stream: TcpStream, said: 
                 let Some(route) = shared.route(&ask.route).filter(|route| route.site == site) else {
                     return shared.refuse(Refused::Unknown);
                 };
-                route.heard(ask.left);
+                route.heard(ask.left, ask.churn);
                 asked = Some(Asked { number: ask.number, at: Instant::now(), leases: route.leases() });
             }
             true = divided => {}

@@ -4,8 +4,8 @@
 //! What it decides is in [`crate::core`]: `sni` reads the name, `doors` counts who is in, `share` and `lease` divide a
 //! line, `calendar` and `line` say how wide it is.
 
-mod control;
 mod leases;
+mod order;
 mod relay;
 mod shared;
 mod table;
@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{interval, timeout};
 
-pub use control::{Order, ask};
+pub use order::{Order, ask};
 pub use table::{BadTable, Table};
 
 use crate::cli::Output;
@@ -64,14 +64,14 @@ pub async fn serve(settings: Settings, output: Output) -> anyhow::Result<()> {
     let _held = lock(&settings.state)?;
     let table = Table::load(&settings.table)?;
     let shared = Arc::new(Shared::new(settings.clone(), table, output.clone())?);
-    let control = control::listen(&settings.state)?;
+    let control = crate::control::listen(&settings.state)?;
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("cannot listen on {}", settings.listen))?;
     output.listening(listener.local_addr()?);
     tokio::select! {
         () = accept(&listener, &shared) => {}
-        () = control::serve(&control, &shared) => {}
+        () = crate::control::serve(&control, |text| order::answer(&shared, text), &output) => {}
         () = keep_house(&shared) => {}
     }
     Ok(())

@@ -105,6 +105,8 @@ struct Seen {
     want: u64,
     /// Bytes that it has to send, as it has said.
     left: Option<u64>,
+    /// Bytes that a day's changes cost it, as it has said.
+    churn: Option<u64>,
     /// When it was last told that the receiver is not there.
     told: Option<Instant>,
     /// What was foretold first, from what.
@@ -139,6 +141,7 @@ impl Route {
                 fastest: 0,
                 want: UNLIMITED,
                 left: None,
+                churn: None,
                 told: None,
                 foretold: None,
             }),
@@ -170,8 +173,9 @@ impl Route {
     }
 
     /// What a server says of itself.
-    pub(super) fn heard(&self, left: Option<u64>) {
-        held(&self.seen).left = left;
+    pub(super) fn heard(&self, left: Option<u64>, churn: Option<u64>) {
+        let mut seen = held(&self.seen);
+        (seen.left, seen.churn) = (left, churn);
     }
 
     /// What it could use.
@@ -494,6 +498,8 @@ struct RouteStatus {
     #[serde(skip_serializing_if = "Option::is_none")]
     left: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    changed_each_day: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     forecast: Option<Forecast>,
     #[serde(skip_serializing_if = "Option::is_none")]
     words: Option<String>,
@@ -510,8 +516,8 @@ impl Route {
         let facts = seen.left.map(|left| Facts {
             left,
             measured: Some(seen.fastest).filter(|fastest| *fastest > TRICKLE && line.cap_at(clock).is_none()),
-            // Agents do not measure it yet.
-            churn: 0,
+            // Before the second round nobody knows.
+            churn: seen.churn.unwrap_or(0),
             share: f64::from(weight) / (all.max(u64::from(weight)) as f64),
         });
         let foretold = facts.map(|facts| forecast(clock, line, &facts));
@@ -537,6 +543,7 @@ impl Route {
             bytes_each_second: if open > 0 { seen.rate } else { 0 },
             share: self.given.borrow().rate.filter(|_| open > 0),
             left: seen.left,
+            changed_each_day: seen.churn,
             words: foretold.as_ref().map(|foretold| foretold.words(line.calendar.zone())),
             forecast: foretold,
             later: later.map(forecast::Cause::words),

@@ -40,14 +40,23 @@ pub struct Settings {
     pub address: String,
     /// The proxy through which it goes out.
     pub proxy: Option<Proxy>,
-    /// Where it tells how many bytes it still has to send, for the forecast of the gateway.
-    pub left: watch::Sender<Option<u64>>,
+    /// What it tells the gateway.
+    pub told: watch::Sender<Told>,
     /// Bytes of a leaf.
     pub leaf: u32,
     /// Level of zstd.
     pub level: i32,
     /// After so long without a session that gets anywhere, it gives up; never when absent.
     pub give_up: Option<Duration>,
+}
+
+/// What an agent tells the gateway, for its forecast.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Bytes that it still has to send in this round, as far as it knows.
+    pub left: Option<u64>,
+    /// Bytes that a day's changes cost it, as it has measured.
+    pub churn: Option<u64>,
 }
 
 /// What a round has come to.
@@ -63,6 +72,8 @@ pub struct Round {
     pub tree: Option<TreeRound>,
     /// Sessions that it took.
     pub sessions: u32,
+    /// Bytes of frames with content that it took in all of them.
+    pub wire: u64,
 }
 
 /// What a round of a tree has come to.
@@ -144,7 +155,7 @@ pub async fn round(
     let config = tls::agent(identity)?;
     let began = Timestamp::now();
     let (mut begun, mut sessions, mut pause) = (None, 0_u32, Duration::from_millis(500));
-    let mut repairs = 0;
+    let (mut repairs, mut wire) = (0, 0_u64);
     let mut stuck_since = tokio::time::Instant::now();
     loop {
         sessions += 1;
@@ -158,13 +169,14 @@ pub async fn round(
                     ended = &mut session => break ended,
                     Ok(()) = seen.changed() => {
                         let seen = seen.borrow_and_update();
-                        settings.left.send_replace(seen.left());
+                        settings.told.send_modify(|told| told.left = seen.left());
                         output.progress(&seen);
                     }
                 }
             }
         };
         let progress = *seen.borrow();
+        wire += progress.tree.map_or(progress.tally.wire, |tree| tree.wire);
         if progress.round > 0 {
             begun = Some(progress.round);
         }
@@ -178,7 +190,7 @@ pub async fn round(
                     return Err(tree::ports::Fault::Differs(REPAIRS).into());
                 }
             }
-            Ok(round) => return Ok(Round { sessions, ..round }),
+            Ok(round) => return Ok(Round { sessions, wire, ..round }),
             Err(Cut::Fatal(error)) => return Err(error),
             Err(Cut::Wire(why)) => {
                 if progress.tally.units_sent > 0 || progress.tree.is_some_and(|tree| tree.wire > 0) {
@@ -271,7 +283,7 @@ async fn carry<F: Frame + Send + 'static>(
     let (frames, outgoing) = mpsc::channel::<Vec<u8>>(2);
     // Each frame under way has room for its answer here, so neither end can wait for the other for ever.
     let (incoming, answers) = mpsc::channel::<F>(FRAMES + 64);
-    let reader = tokio::spawn(async move {
+    let mut reader = Task(tokio::spawn(async move {
         loop {
             match wire::read::<F>(&mut from).await {
                 Ok(Some(frame)) => {
@@ -283,32 +295,32 @@ async fn carry<F: Frame + Send + 'static>(
                 Err(error) => return Err(error),
             }
         }
-    });
-    let writer =
-        tokio::spawn(
-            async move { wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await },
-        );
+    }));
+    let mut writer = Task(tokio::spawn(async move {
+        wire::write(&mut to, outgoing, rate, Some(ToReceiver::Ping.encode())).await
+    }));
     let engine = tokio::task::spawn_blocking(move || engine(&frames, answers));
     let driven = engine.await.map_err(|error| Cut::Fatal(AgentError::Defect(error.to_string())))?;
     match driven {
         Ok(Some(round)) => {
             // The farewell has to leave before the stream closes.
-            let _ = tokio::time::timeout(tls::HANDSHAKE, writer).await;
-            reader.abort();
+            let _ = tokio::time::timeout(tls::HANDSHAKE, &mut writer.0).await;
             Ok(round)
         }
-        Ok(None) => {
-            writer.abort();
-            Err(Cut::Wire(match reader.await {
-                Ok(Err(error)) => WireError::to_string(&error),
-                _ => "the receiver closed the connection".into(),
-            }))
-        }
-        Err(error) => {
-            writer.abort();
-            reader.abort();
-            Err(error.into())
-        }
+        Ok(None) => Err(Cut::Wire(match (&mut reader.0).await {
+            Ok(Err(error)) => WireError::to_string(&error),
+            _ => "the receiver closed the connection".into(),
+        })),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Ends with whoever waits for it: a round that nobody wants any more must not go on behind his back.
+struct Task<T>(tokio::task::JoinHandle<T>);
+
+impl<T> Drop for Task<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -358,7 +370,14 @@ fn drive(
             Step::Over { round, result } => {
                 // Whether the farewell is heard changes nothing.
                 let _ = frames.blocking_send(ToReceiver::Bye.encode());
-                return Ok(Some(Round { round, result, tally: sender.tally(), tree: None, sessions: 1 }));
+                return Ok(Some(Round {
+                    round,
+                    result,
+                    tally: sender.tally(),
+                    tree: None,
+                    sessions: 1,
+                    wire: 0,
+                }));
             }
         }
     }

@@ -7,6 +7,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
+use super::agent::Told;
 use super::dial::{Proxy, dial};
 use super::{tls, wire};
 use crate::cli::Output;
@@ -27,8 +28,8 @@ pub struct Settings {
     pub route: String,
     /// The proxy through which the agent goes out.
     pub proxy: Option<Proxy>,
-    /// The fastest that the agent may send in any case, in bytes each second.
-    pub cap: Option<u64>,
+    /// The fastest that the agent may send in any case, in bytes each second, as it changes.
+    pub cap: watch::Receiver<Option<u64>>,
 }
 
 /// Keeps `rate` at what the agent may send, as long as anybody looks at it. While the gateway is not there, the agent
@@ -36,16 +37,21 @@ pub struct Settings {
 pub async fn follow(
     settings: &Settings,
     config: &Arc<rustls::ClientConfig>,
-    left: watch::Receiver<Option<u64>>,
+    told: watch::Receiver<Told>,
     rate: watch::Sender<Option<u64>>,
     output: &Output,
 ) {
-    let mut share =
-        Share { began: Instant::now(), holder: Holder::default(), cap: settings.cap, rate, told: None };
+    let mut share = Share {
+        began: Instant::now(),
+        holder: Holder::default(),
+        cap: settings.cap.clone(),
+        rate,
+        told: None,
+    };
     let mut complained = false;
     share.apply(output);
     while !share.rate.is_closed() {
-        let why = match ask(settings, Arc::clone(config), &left, &mut share, output).await {
+        let why = match ask(settings, Arc::clone(config), &told, &mut share, output).await {
             Ok(()) => "it closed the connection".into(),
             Err(error) => error.to_string(),
         };
@@ -63,9 +69,11 @@ pub async fn follow(
         let wait = Instant::now() + AGAIN;
         while Instant::now() < wait {
             // A lease still holds until its end, and not longer.
-            match share.holder.until(share.began.elapsed()).map(|until| share.began + until) {
-                Some(until) if until < wait => sleep_until(until).await,
-                _ => sleep_until(wait).await,
+            let lease = share.holder.until(share.began.elapsed()).map(|until| share.began + until);
+            let until = lease.filter(|until| *until < wait).unwrap_or(wait);
+            tokio::select! {
+                () = sleep_until(until) => {}
+                Ok(()) = share.cap.changed() => {}
             }
             share.apply(output);
         }
@@ -75,7 +83,7 @@ pub async fn follow(
 struct Share {
     began: Instant,
     holder: Holder,
-    cap: Option<u64>,
+    cap: watch::Receiver<Option<u64>>,
     rate: watch::Sender<Option<u64>>,
     told: Option<Why>,
 }
@@ -84,7 +92,7 @@ impl Share {
     fn apply(&mut self, output: &Output) {
         let now = self.began.elapsed();
         let share = self.holder.rate(now);
-        let both = match (share, self.cap) {
+        let both = match (share, *self.cap.borrow_and_update()) {
             (Some(share), Some(cap)) => Some(share.min(cap)),
             (share, cap) => share.or(cap),
         };
@@ -106,7 +114,7 @@ impl Share {
 async fn ask(
     settings: &Settings,
     config: Arc<rustls::ClientConfig>,
-    left: &watch::Receiver<Option<u64>>,
+    told: &watch::Receiver<Told>,
     share: &mut Share,
     output: &Output,
 ) -> Result<(), wire::WireError> {
@@ -141,7 +149,8 @@ async fn ask(
             },
             _ = every.tick() => {
                 let number = share.holder.ask(share.began.elapsed());
-                let ask = Ask { number, route: settings.route.clone(), left: *left.borrow() };
+                let Told { left, churn } = *told.borrow();
+                let ask = Ask { number, route: settings.route.clone(), left, churn };
                 timeout(wire::SILENCE, async {
                     to.write_all(&Said::Ask(ask).encode()).await?;
                     to.flush().await
@@ -150,6 +159,7 @@ async fn ask(
                 .map_err(|_| wire::WireError::Silence)??;
             }
             () = ended => {}
+            Ok(()) = share.cap.changed() => {}
             () = share.rate.closed() => return Ok(()),
         }
         share.apply(output);

@@ -152,6 +152,17 @@ impl Running {
         }
     }
 
+    /// Waits for the next event, whatever it is.
+    pub fn any_event(&mut self) -> Value {
+        match self.events.recv_timeout(LIMIT) {
+            Ok(event) => {
+                self.seen.push(event.clone());
+                event
+            }
+            Err(error) => panic!("no event: {error}; there were {:#?}", self.seen),
+        }
+    }
+
     /// Waits for an event, or until the program ends.
     pub fn event_or_end(&mut self, name: &str) -> Option<Value> {
         let until = Instant::now() + LIMIT;
