@@ -205,10 +205,7 @@ impl<'run> Place<'run> {
         run(command.args(enrol).current_dir(self.dir.path())).map(drop)
     }
 
-    fn borg(&self, mut command: Command) -> Command {
-        if command.get_program() != PYTHON {
-            command.arg(PYTHON);
-        }
+    fn borg(&self, command: Command) -> Command {
         let relay = format!("{} relay --connect", self.programs.bench.display());
         let mut command = self.programs.set(command);
         command
