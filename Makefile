@@ -8,7 +8,7 @@ TESTBED := $(BIN)/conme-testbed
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak isolation-report bench-operator check manifests
+.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak isolation-report bench-operator bench-mover check manifests
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,14 @@ bench-operator: ## What the operator costs, into docs/benchmarks: make bench-ope
 	@echo "building in the release profile (first time: about 10 minutes)"
 	@cargo build --locked --release -p conme-operator -p conme-bench
 	@$(CARGO_TARGET_DIR)/release/conme-bench operator --comuni $(N)
+
+LINKS ?= 10 100 0
+IMAGE_MIB ?= 768
+bench-mover: ## What the mover costs beside rsync, borg and nbdcopy, as root: make bench-mover LINKS="100 0"
+	@echo "building in the release profile (first time: about 10 minutes)"
+	@cargo build --locked --release -p conme-mover -p conme-bench --bins
+	@cargo build --locked --release -p conme-mover --example one_core
+	@$(CARGO_TARGET_DIR)/release/conme-bench mover --links $(LINKS) --image-mib $(IMAGE_MIB)
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check

@@ -6,6 +6,7 @@ mod audit;
 mod drift;
 mod eyes;
 mod limit;
+mod mover;
 mod operator;
 mod plane;
 mod report;
@@ -24,6 +25,7 @@ use conme_testbed::{Progress, complain};
 use serde_json::Value;
 
 use crate::{
+    mover::{MoverArgs, RelayArgs},
     plane::Plane,
     report::{Limit, Machine, Run, Size},
     sample::Surroundings,
@@ -48,6 +50,17 @@ enum Command {
                             Exit status: 0 when every target is met, 1 when one is missed, 2 when it could not be \
                             measured.")]
     Operator(OperatorArgs),
+    /// Measure the mover side by side with rsync, borg and nbdcopy, on one image and one shaped link.
+    ///
+    /// Needs root for network namespaces. Build the mover in the release profile first, as `make bench-mover` does.
+    #[command(after_help = "Examples:\n  make bench-mover\n  make bench-mover LINKS=\"100 0\"\n  \
+                            conme-bench mover --links 100 --cases first --peers mover rsync --output /tmp/bench\n\n\
+                            Exit status: 0 when every target is met, 1 when one is missed, 2 when it could not be \
+                            measured.")]
+    Mover(MoverArgs),
+    /// Carries connections for `mover`.
+    #[command(hide = true)]
+    Relay(RelayArgs),
 }
 
 #[derive(Args)]
@@ -94,6 +107,8 @@ fn main() -> ExitCode {
         .map_err(anyhow::Error::from)
         .and_then(|runtime| match cli.command {
             Command::Operator(args) => runtime.block_on(measure_operator(&args)),
+            Command::Mover(args) => runtime.block_on(mover::measure(&args)),
+            Command::Relay(args) => mover::relay(&args).map(|()| true),
         });
     match result {
         Ok(true) => ExitCode::SUCCESS,
