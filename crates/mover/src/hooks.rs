@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::cli::Output;
-use crate::core::cutover::{BadHooks, Hook, Hooks, Journal, Process};
+use crate::core::cutover::{BadHooks, Hook, Hooks, Journal, Phase, Process};
 use crate::identity::{IdentityError, write_private};
 
 /// Where hooks are looked for when nothing else is said.
@@ -42,6 +42,17 @@ pub enum HookError {
         "{0} could be changed by others than root: chown it to root, and chmod go-w it and the directories above"
     )]
     Others(PathBuf),
+    /// What would be frozen holds the state directory, too.
+    #[error(
+        "hook {name:?} freezes the file system that holds {state}, and nothing could be remembered or taken back: keep \
+         --state on another one, such as a small volume of its own"
+    )]
+    Frozen {
+        /// The hook.
+        name: String,
+        /// The state directory.
+        state: PathBuf,
+    },
     /// The file says nothing that can be done.
     #[error("{path}: {error}")]
     Bad {
@@ -83,11 +94,12 @@ fn io_error(path: &Path, error: io::Error) -> HookError {
     HookError::Io { path: path.into(), error }
 }
 
-/// Reads the hooks of this server.
+/// Reads the hooks of this server, whose agent remembers in `state` what it does.
 ///
 /// # Errors
-/// When the file, or a program that it names, could be changed by others than root, or cannot be used.
-pub fn load(path: &Path) -> Result<Hooks, HookError> {
+/// When the file, or a program that it names, could be changed by others than root, or cannot be used; when what is to be
+/// frozen holds `state`.
+pub fn load(path: &Path, state: &Path) -> Result<Hooks, HookError> {
     let mut file = trusted(path)?;
     let mut text = String::new();
     (&mut file).take(MOST).read_to_string(&mut text).map_err(|error| io_error(path, error))?;
@@ -97,6 +109,13 @@ pub fn load(path: &Path) -> Result<Hooks, HookError> {
             if let Some(program) = argv.first() {
                 trusted(Path::new(program))?;
             }
+        }
+    }
+    let ours = std::fs::metadata(state).map_err(|error| io_error(state, error))?.dev();
+    for hook in hooks.iter().filter(|hook| hook.phase == Phase::Freeze) {
+        let mut places = hook.run.iter().skip(1).filter(|word| word.starts_with('/'));
+        if places.any(|place| std::fs::metadata(place).is_ok_and(|meta| meta.dev() == ours)) {
+            return Err(HookError::Frozen { name: hook.name.clone(), state: state.into() });
         }
     }
     Ok(hooks)
@@ -315,19 +334,40 @@ mod tests {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
         };
         mode(&path, 0o644);
-        assert_eq!(load(&path).unwrap().iter().count(), 1);
+        assert_eq!(load(&path, dir.path()).unwrap().iter().count(), 1);
         mode(&path, 0o664);
-        assert!(matches!(load(&path), Err(HookError::Others(_))));
+        assert!(matches!(load(&path, dir.path()), Err(HookError::Others(_))));
         mode(&path, 0o644);
         mode(dir.path(), 0o777);
-        assert!(matches!(load(&path), Err(HookError::Others(_))));
+        assert!(matches!(load(&path, dir.path()), Err(HookError::Others(_))));
         mode(dir.path(), 0o755);
         std::os::unix::fs::chown(&path, Some(1234), None).unwrap();
-        assert!(matches!(load(&path), Err(HookError::Others(_))));
+        assert!(matches!(load(&path, dir.path()), Err(HookError::Others(_))));
         std::os::unix::fs::chown(&path, Some(0), None).unwrap();
         // A program that is not there is known before anything is stopped.
         std::fs::write(&path, text.replace("/bin/true", "/bin/nothing-of-this-name")).unwrap();
-        assert!(matches!(load(&path), Err(HookError::Io { .. })));
+        assert!(matches!(load(&path, dir.path()), Err(HookError::Io { .. })));
+    }
+
+    #[test]
+    fn what_holds_the_state_directory_is_not_frozen() {
+        if !rustix::process::geteuid().is_root() {
+            println!("SKIPPED: what_holds_the_state_directory_is_not_frozen needs root");
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hooks.yaml");
+        let freezes = |place: &Path| {
+            let hooks = format!(
+                "hooks: {{f: {{run: [/bin/true], undo: []}}, s: {{run: [/bin/true, -f, {}], undo: []}}}}\n\
+                 cut-over: {{fence: [f], freeze: [s]}}\n",
+                place.display()
+            );
+            std::fs::write(&path, hooks).unwrap();
+            load(&path, dir.path())
+        };
+        assert!(matches!(freezes(dir.path()), Err(HookError::Frozen { name, .. }) if name == "s"));
+        assert_eq!(freezes(Path::new("/proc")).unwrap().iter().count(), 2);
     }
 
     #[test]

@@ -130,7 +130,8 @@ fn an_agent_that_is_killed_in_a_hook_opens_the_server_when_it_starts_again() {
     let site = Site::enrolled();
     image(&site.path("disk"), 2);
     let id = site.path("id");
-    hooks(&site, &format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 1000; echo late >> {0}", id.display()));
+    let fence = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 1000; echo late >> {0}", id.display());
+    hooks(&site, &fence);
     let receiver = site.receiver(&[]);
     let address = receiver.address();
     let mut agent = cut_over(&site, &address);
@@ -141,14 +142,16 @@ fn an_agent_that_is_killed_in_a_hook_opens_the_server_when_it_starts_again() {
     agent.kill();
     let hook = number(&id);
     assert!(test_kill_process(hook).is_ok(), "the hook works on without its agent");
-    // Whatever is asked of it next: first the server works again, and nothing of the hook does.
-    let mut agent = site.agent(&address, &[]);
-    assert!(agent.end().success(), "{:#?}", agent.seen);
+    // Whatever is asked of it next, and if it cannot be done: first the server works again, and nothing of the hook does.
+    std::fs::remove_file(site.path("hooks.yaml")).unwrap();
+    let mut agent = cut_over(&site, &address);
+    assert_eq!(agent.end().code(), Some(1), "{:#?}", agent.seen);
     assert_eq!(log(&site), "stop fence unfence start ");
     let state = std::fs::read_to_string(format!("/proc/{}/stat", hook.as_raw_pid())).unwrap_or_default();
     assert!(state.is_empty() || state.contains(") Z "), "the hook still runs: {state}");
 
     // Asked to end, it opens the server by itself.
+    hooks(&site, &fence);
     std::fs::remove_file(&id).unwrap();
     let mut agent = cut_over(&site, &address);
     while !id.exists() {

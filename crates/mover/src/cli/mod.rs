@@ -457,23 +457,30 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 }
 
 async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
+    // Before anything else can fail: a source that a killed program left closed is opened again.
+    let _held = match !args.dry_run && args.state.is_dir() {
+        true => {
+            let held = crate::identity::lock(&args.state)?;
+            if let Some(code) = moving::recover(&args.state, output).await? {
+                return Ok(code);
+            }
+            Some(held)
+        }
+        false => None,
+    };
     let identity =
         Arc::new(Identity::load(&args.state.join("identity")).context("enrol first: `conme-mover enrol`")?);
     if identity.about.role != Role::Agent {
         bail!("{} is the identity of a receiver", args.state.display());
     }
     let wish = match args.cut_over {
-        true => Wish::CutOver { hooks: crate::hooks::load(&args.hooks)?, within: args.within },
+        true => Wish::CutOver { hooks: crate::hooks::load(&args.hooks, &args.state)?, within: args.within },
         false if args.rounds => Wish::Rounds { every: args.every },
         false => Wish::One { prove: args.prove },
     };
     if let (true, Wish::CutOver { hooks, .. }) = (args.dry_run, &wish) {
         output.note(&hooks.to_string());
         return Ok(ExitCode::SUCCESS);
-    }
-    let _held = crate::identity::lock(&args.state)?;
-    if let Some(code) = moving::recover(&args.state, output).await? {
-        return Ok(code);
     }
     let Some(address) = args.connect.or_else(|| identity.about.address.clone()) else {
         bail!("say where the receiver is: --connect");
