@@ -2,15 +2,18 @@
 //!
 //! They come from a file that only root can change; nothing of them comes from the data centre.
 
+use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -20,6 +23,8 @@ use crate::identity::{IdentityError, write_private};
 
 /// Where hooks are looked for when nothing else is said.
 pub const HOOKS: &str = "/etc/conme-mover/hooks.yaml";
+/// How this program is told to wait for a word before it becomes a hook.
+pub const GUARD: &str = "run-hook";
 /// Bytes of a file of hooks at most.
 const MOST: u64 = 64 << 10;
 /// What was ended has to be gone within this time.
@@ -250,15 +255,16 @@ impl CutOver {
     async fn command(&mut self, place: usize, argv: &[String], time: Duration) -> Result<(), HookError> {
         let name = self.journal.begun[place].name.clone();
         let failed = |program: &str, what: String| HookError::Failed { name, program: program.into(), what };
-        let Some((program, arguments)) = argv.split_first() else {
+        let Some(program) = argv.first() else {
             return Err(failed("", "is no program".into()));
         };
-        let spawned = Command::new(program)
-            .args(arguments)
+        let spawned = Command::new("/proc/self/exe")
+            .arg(GUARD)
+            .args(argv)
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
             .current_dir("/")
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             // Standard output belongs to the events.
             .stdout(Stdio::from(io::stderr()))
             // What a person ends with Ctrl-C is this program, which then takes back what was begun.
@@ -270,7 +276,13 @@ impl CutOver {
         };
         let process = child.id().and_then(|id| i32::try_from(id).ok()).and_then(process);
         self.journal.begun[place].process = process;
+        // It begins once its process is remembered; if this fails, or this program ends now, it never does.
+        let begin = child.stdin.take();
         self.store()?;
+        if let Some(mut pipe) = begin {
+            // Gone already: the wait below says how.
+            let _ = pipe.write_all(b"\n").await;
+        }
         let ended = timeout(time, child.wait()).await;
         if ended.is_err() {
             if let Some(process) = process {
@@ -290,6 +302,20 @@ impl CutOver {
 
 fn path(state: &Path) -> PathBuf {
     state.join("cut-over.json")
+}
+
+/// Becomes the command of a hook, once the program that started this one says so. What it comes back with is why not.
+///
+/// # Errors
+/// When that program ended before, or the command cannot be run.
+pub fn guard(argv: &[OsString]) -> io::Error {
+    let Some((program, arguments)) = argv.split_first() else {
+        return io::ErrorKind::InvalidInput.into();
+    };
+    match io::stdin().read_exact(&mut [0]) {
+        Ok(()) => std::process::Command::new(program).args(arguments).stdin(Stdio::null()).exec(),
+        Err(error) => error,
+    }
 }
 
 /// What runs under this number, if anything does.

@@ -130,7 +130,7 @@ fn an_agent_that_is_killed_in_a_hook_opens_the_server_when_it_starts_again() {
     let site = Site::enrolled();
     image(&site.path("disk"), 2);
     let id = site.path("id");
-    let fence = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 1000; echo late >> {0}", id.display());
+    let fence = format!("echo $$ > {0}.new; mv {0}.new {0}; sleep 300; echo late >> {0}", id.display());
     hooks(&site, &fence);
     let receiver = site.receiver(&[]);
     let address = receiver.address();
