@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -39,8 +40,9 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 pub struct DatabaseState {
     /// What is told of it. None: it has not been looked at since the start.
     pub seen: Option<DatabaseSeen>,
-    task: Option<Task>,
-    done: Option<Task>,
+    task: Option<Arc<Task>>,
+    /// The same one where both are equal: thousands of them are kept.
+    done: Option<Arc<Task>>,
     /// What this process has found or made. It knows of it before any status tells.
     provisioned: Option<Provisioned>,
     /// The credential in force with its password, so that a Secret that was changed by hand can be put back.
@@ -59,6 +61,14 @@ impl DatabaseState {
     /// Has it looked at as soon as it is asked for again, as after a pause, also when nothing new is declared.
     pub fn look_again(&mut self) {
         self.task = None;
+    }
+
+    /// A task to keep, as the one that was done where it is equal.
+    fn shared(&self, task: Task) -> Arc<Task> {
+        match &self.done {
+            Some(done) if **done == task => done.clone(),
+            _ => Arc::new(task),
+        }
     }
 }
 
@@ -115,7 +125,7 @@ pub fn submit(
     let task = task(comune, &name, database, state);
     let known = state.task.as_ref().is_some_and(|known| known.asks_the_same(&task));
     let pending = state.done.as_ref().is_none_or(|done| !done.asks_the_same(&task));
-    state.task = Some(task);
+    state.task = Some(state.shared(task));
     // In a namespace that was made anew the Secret is missing, although nothing new is declared.
     let moved = state.home.as_ref().is_some_and(|home| home != namespace_uid);
     state.home = Some(namespace_uid.to_owned());
@@ -363,12 +373,16 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                     });
                     // The next look has to know of it, also if nobody looks at the Comune until then: what vanishes
                     // meanwhile is missing, and not to be made for the first time.
-                    if let Some(next) = state.task.as_mut().filter(|next| task.asks_the_same(next)) {
-                        next.desired.provisioned.clone_from(&provisioned);
+                    let now_provisioned = |task: &Task| {
+                        let mut task = task.clone();
+                        task.desired.provisioned.clone_from(&provisioned);
+                        task
+                    };
+                    state.done = Some(Arc::new(now_provisioned(&task)));
+                    if let Some(next) = state.task.as_deref().filter(|next| task.asks_the_same(next)) {
+                        let next = now_provisioned(next);
+                        state.task = Some(state.shared(next));
                     }
-                    let mut done = task;
-                    done.desired.provisioned.clone_from(&provisioned);
-                    state.done = Some(done);
                     state.provisioned = provisioned;
                 }
                 if credential.is_some() {
