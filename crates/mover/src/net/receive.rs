@@ -285,7 +285,7 @@ async fn carry<F: Frame + Send + 'static>(
     engine: impl FnOnce(&Engine<'_>, mpsc::Receiver<Event<F>>) -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let Session { source, certificate, number, writing } = session;
-    let (events, engine_events) = mpsc::channel::<Event<F>>(4);
+    let (events, engine_events) = mpsc::channel::<Event<F>>(2);
     let (answers, outgoing) = mpsc::channel::<Vec<u8>>(64);
     let mut writer = tokio::spawn(async move {
         let (_rate, unlimited) = watch::channel(None);
