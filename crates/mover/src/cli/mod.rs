@@ -222,7 +222,8 @@ struct AgentArgs {
     /// the line does not have to wait for, a directory with 3.
     #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(0..=19))]
     level: Option<i32>,
-    /// How much of one processor's time compressing a disk may take, in percent.
+    /// How much of one processor's time compressing a disk may take, in percent; below 100, other work on this server
+    /// goes first, too.
     #[arg(long, value_name = "PERCENT", default_value_t = 100, conflicts_with = "tree",
           value_parser = clap::value_parser!(u8).range(1..=100))]
     cpu: u8,

@@ -376,9 +376,11 @@ impl Frame for ToReceiver {
             Self::WantUnits { segment } => Writer::new(0x03).u64(*segment),
             Self::WantLeaves { unit } => Writer::new(0x04).u64(*unit),
             Self::RoundBegin { round, kind } => Writer::new(0x05).u32(*round).u8(*kind as u8),
-            Self::Unit(unit) => {
-                Writer::new(0x06).unit(&unit.head).u8(unit.packing as u8).bytes(&unit.payload)
-            }
+            Self::Unit(unit) => Writer::new(0x06)
+                .with_room(PART + unit.payload.len())
+                .unit(&unit.head)
+                .u8(unit.packing as u8)
+                .bytes(&unit.payload),
             Self::Zeros { first, count } => Writer::new(0x07).u64(*first).u32(*count),
             Self::Progress { unit } => Writer::new(0x08).u64(*unit),
             Self::RoundEnd(end) => Writer::new(0x09)
@@ -390,7 +392,8 @@ impl Frame for ToReceiver {
                 .counted(&end.signature),
             Self::Bundle(bundle) => {
                 let count = u16::try_from(bundle.parts.len()).unwrap_or(u16::MAX);
-                let parts = bundle.parts.iter().fold(Writer::new(0x0c).u16(count), |to, part| match part {
+                let begun = Writer::new(0x0c).with_room(3 + bundle.parts.len() * PART + bundle.payload.len());
+                let parts = bundle.parts.iter().fold(begun.u16(count), |to, part| match part {
                     Part::Unit(head) => to.u8(1).unit(head),
                     Part::Zeros { first, count } => to.u8(2).u64(*first).u32(*count),
                 });
@@ -559,6 +562,11 @@ impl Writer {
     /// A frame of this kind without content.
     pub fn new(kind: u8) -> Self {
         Self(vec![kind, 0, 0, 0])
+    }
+
+    fn with_room(mut self, room: usize) -> Self {
+        self.0.reserve_exact(room);
+        self
     }
 
     /// Adds a number of one byte.

@@ -28,6 +28,11 @@ impl Ceiling {
         Self(f64::from(percent.clamp(1, 100)) / 100.0)
     }
 
+    /// Whether it is none.
+    pub fn is_all(self) -> bool {
+        self.0 >= 1.0
+    }
+
     fn pause(self, packing: Duration) -> Duration {
         packing.mul_f64(1.0 / self.0 - 1.0)
     }

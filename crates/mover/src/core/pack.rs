@@ -5,7 +5,7 @@ use super::frame::{BUNDLE, Bundle, PARTS, Packing, Part, ToReceiver, UnitFrame};
 /// How far back zstd looks, as a power of two: over a whole bundle.
 const WINDOW: u32 = 22;
 /// From this level on zstd's tables would be larger than what is packed.
-const LARGE: i32 = 10;
+const LARGE: i32 = 9;
 
 /// Packs the content of leaves: compressed when that saves something, as it is otherwise.
 #[derive(Default)]
@@ -13,6 +13,7 @@ pub struct Packer {
     level: i32,
     /// Kept from one content to the next: making one costs as much as packing a little.
     zstd: Option<zstd::bulk::Compressor<'static>>,
+    packed: Vec<u8>,
 }
 
 impl std::fmt::Debug for Packer {
@@ -24,13 +25,14 @@ impl std::fmt::Debug for Packer {
 impl Packer {
     /// With zstd of this level; 0 never compresses.
     pub fn new(level: i32) -> Self {
-        Self { level, zstd: None }
+        Self { level, zstd: None, packed: Vec::new() }
     }
 
     /// From now on with this level.
     pub fn set_level(&mut self, level: i32) {
         if level != self.level {
-            *self = Self::new(level);
+            self.level = level;
+            self.zstd = None;
         }
     }
 
@@ -46,10 +48,12 @@ impl Packer {
             Some(zstd) => zstd,
             none => none.insert(compressor(self.level)?),
         };
-        let packed = zstd.compress(&content)?;
+        self.packed.clear();
+        self.packed.reserve_exact(zstd::zstd_safe::compress_bound(content.len()));
+        let len = zstd.compress_to_buffer(&content, &mut self.packed)?;
         // Less than a 32nd is not worth the work of unpacking.
-        if packed.len() < content.len() - content.len() / 32 {
-            Ok((Packing::Zstd, packed))
+        if len < content.len() - content.len() / 32 {
+            Ok((Packing::Zstd, self.packed.clone()))
         } else {
             Ok((Packing::Raw, content))
         }
@@ -61,7 +65,7 @@ fn compressor(level: i32) -> std::io::Result<zstd::bulk::Compressor<'static>> {
     let mut zstd = zstd::bulk::Compressor::new(level)?;
     zstd.set_parameter(CParameter::WindowLog(WINDOW))?;
     if level >= LARGE {
-        // 48 MiB without this, for next to no bytes less.
+        // Up to 48 MiB without this, for next to no bytes less.
         zstd.set_parameter(CParameter::ChainLog(21))?;
         zstd.set_parameter(CParameter::HashLog(20))?;
     }
@@ -138,6 +142,8 @@ impl Bundler {
                 let room = self.parts.len() < PARTS && self.content.len() + payload.len() <= BUNDLE;
                 let before = if together && room { None } else { self.flush() };
                 self.parts.push(Part::Unit(head));
+                // Once and for all: growing by and by would take twice the memory.
+                self.content.reserve_exact(BUNDLE.saturating_sub(self.content.len()).max(payload.len()));
                 self.content.extend_from_slice(&payload);
                 (before, if self.content.len() == BUNDLE { self.flush() } else { None })
             }

@@ -23,7 +23,7 @@ use crate::core::sender::{Conclusion, FRAMES, Order, Sender, Step, Tables, Tally
 use crate::core::tree::path::TreePath;
 use crate::core::tree::ports::Trouble;
 use crate::core::tree::{self, sender};
-use crate::disk::{Disk, FileTable};
+use crate::disk::{Ahead, Disk, FileTable};
 use crate::identity::{Identity, IdentityError, make_private_dir, sign};
 use crate::tree::SourceSettings;
 
@@ -338,10 +338,11 @@ fn drive(
     mut answers: mpsc::Receiver<ToSender>,
 ) -> Result<Option<Round>, AgentError> {
     let levels = Levels::new(settings.level, settings.ceiling);
+    let stand_back = !settings.ceiling.is_all();
     std::thread::scope(|scope| {
         let (loads, to_pack) = std::sync::mpsc::sync_channel(packing::WAITING);
         let (tell, packed) = std::sync::mpsc::channel();
-        let packer = scope.spawn(move || packing::run(levels, &to_pack, frames, &tell));
+        let packer = scope.spawn(move || packing::run(levels, stand_back, &to_pack, frames, &tell));
         let line = Line { bundler: Bundler::default(), loads, packed };
         let read = read_and_hash(settings, identity, work, line, &mut answers);
         // With the line, its loads have ended: the packer sends what is left and ends, too.
@@ -367,7 +368,7 @@ fn drive(
 enum Read {
     Over(Round),
     /// The connection is gone; who still listens to it.
-    Gone(Box<Sender<Disk, FileTable>>),
+    Gone(Box<Sender<Ahead, FileTable>>),
 }
 
 /// The way to the thread that packs.
@@ -401,7 +402,7 @@ fn read_and_hash(
     let disk = Disk::source(&settings.source)?;
     let geometry = Geometry::new(disk.len(), crate::core::geometry::UNIT, settings.leaf)?;
     let order = Order { geometry, kind: work.kind, begun: work.begun, software: SOFTWARE.into() };
-    let mut sender = Sender::new(order, disk, tables(&settings.state)?);
+    let mut sender = Sender::new(order, Ahead::new(disk), tables(&settings.state)?);
     let mut progress = Progress { units: geometry.units(), ..Progress::default() };
     loop {
         while let Ok(packed) = line.packed.try_recv() {
@@ -449,7 +450,11 @@ fn read_and_hash(
     }
 }
 
-fn hear(sender: &mut Sender<Disk, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
+fn hear(
+    sender: &mut Sender<Ahead, FileTable>,
+    progress: &mut Progress,
+    frame: ToSender,
+) -> Result<(), Fault> {
     if let ToSender::Reading { done, total } = frame {
         progress.reading = Some((done, total));
     }

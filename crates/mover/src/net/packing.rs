@@ -24,18 +24,22 @@ pub struct Packed {
     pub bytes: u64,
 }
 
-/// Packs and hands over until there is nothing more, or the connection is gone.
+/// Packs and hands over until there is nothing more, or the connection is gone. With `stand_back`, whatever else
+/// wants to run on this machine goes first.
 ///
 /// # Errors
 /// When there is no memory to pack with.
 pub fn run(
     mut levels: Levels,
+    stand_back: bool,
     loads: &mpsc::Receiver<Load>,
     to: &frames::Sender<Vec<u8>>,
     tell: &mpsc::Sender<Packed>,
 ) -> io::Result<()> {
-    // Of the thread, not of the process. Where it is not allowed, it goes on as it is.
-    let _ = rustix::process::nice(NICE);
+    if stand_back {
+        // Of the thread, not of the process. Where it is not allowed, it goes on as it is.
+        let _ = rustix::process::nice(NICE);
+    }
     let mut packer = Packer::new(levels.level());
     let mut last = Instant::now();
     while let Ok(load) = loads.recv() {
