@@ -400,7 +400,12 @@ impl World {
             }
             match self.dice.below(5) {
                 0 => match agent.step()? {
-                    Step::Send(frame) => line.add(frame, together && agent.bundles()),
+                    Step::Send(frame) => {
+                        line.add(frame, together && agent.bundles());
+                        if self.dice.once_in(8) {
+                            line.waiting.extend(line.bundler.flush());
+                        }
+                    }
                     Step::Wait => line.waiting.extend(line.bundler.flush()),
                     Step::Conclude(end) => line.add(
                         ToReceiver::RoundEnd(RoundEnd {

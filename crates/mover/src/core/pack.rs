@@ -4,6 +4,8 @@ use super::frame::{BUNDLE, Bundle, PARTS, Packing, Part, ToReceiver, UnitFrame};
 
 /// How far back zstd looks, as a power of two: over a whole bundle.
 const WINDOW: u32 = 22;
+/// Bytes that are packed together at least, even when the line has nothing to do.
+const LEAST: usize = 1 << 20;
 /// From this level on zstd's tables would be larger than what is packed.
 const LARGE: i32 = 9;
 
@@ -158,6 +160,11 @@ impl Bundler {
         before.into_iter().chain(after)
     }
 
+    /// What has gathered, if it is worth a frame: for a line that has nothing to do.
+    pub fn early(&mut self) -> Option<Load> {
+        if self.content.len() < LEAST { None } else { self.flush() }
+    }
+
     /// What has gathered so far, when nothing comes for a while.
     pub fn flush(&mut self) -> Option<Load> {
         if self.parts.is_empty() {
@@ -253,6 +260,15 @@ mod tests {
         // Small parts are limited by their number.
         let many = (0..2000).flat_map(|number| bundler.add(unit(number, vec![7]), true)).count();
         assert_eq!(many, 1);
+    }
+
+    #[test]
+    fn an_idle_line_gets_less_than_a_full_bundle_but_not_every_leaf() {
+        let mut bundler = Bundler::default();
+        assert_eq!(bundler.add(unit(0, vec![7; LEAST - 1]), true).count(), 0);
+        assert!(bundler.early().is_none());
+        assert_eq!(bundler.add(unit(1, vec![7; 1]), true).count(), 0);
+        assert_eq!(bundler.early().map(|load| load.counted()), Some(2));
     }
 
     #[test]

@@ -251,9 +251,12 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.bundles
     }
 
-    /// The next so many counted frames go as so many bytes, packed: told in their order, when it is known. Until then
+    /// The next so many counted frames have gone as so many bytes, packed: told in their order, when it is known. Until then
     /// they take as much of the window as their content has.
     pub fn packed(&mut self, frames: u64, bytes: u64) {
+        if frames == 0 {
+            return;
+        }
         self.tally.wire += bytes;
         let range = self.packed + 1..=self.packed.saturating_add(frames).min(self.sequence);
         self.packed = *range.end();

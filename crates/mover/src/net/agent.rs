@@ -343,7 +343,7 @@ fn drive(
         let (loads, to_pack) = std::sync::mpsc::sync_channel(packing::WAITING);
         let (tell, packed) = std::sync::mpsc::channel();
         let packer = scope.spawn(move || packing::run(levels, stand_back, &to_pack, frames, &tell));
-        let line = Line { bundler: Bundler::default(), loads, packed };
+        let line = Line { bundler: Bundler::default(), loads, packed, under_way: 0 };
         let read = read_and_hash(settings, identity, work, line, &mut answers);
         // With the line, its loads have ended: the packer sends what is left and ends, too.
         match packer.join() {
@@ -352,7 +352,7 @@ fn drive(
             Err(_) => return Err(AgentError::Defect("the thread that packs has panicked".into())),
         }
         match read? {
-            Read::Over(round) => Ok(Some(round)),
+            Read::Over(round) => Ok(Some(*round)),
             Read::Gone(mut sender) => {
                 // Perhaps the receiver has said why.
                 while let Some(frame) = answers.blocking_recv() {
@@ -366,7 +366,7 @@ fn drive(
 
 /// How reading ends.
 enum Read {
-    Over(Round),
+    Over(Box<Round>),
     /// The connection is gone; who still listens to it.
     Gone(Box<Sender<Ahead, FileTable>>),
 }
@@ -376,6 +376,8 @@ struct Line {
     bundler: Bundler,
     loads: std::sync::mpsc::SyncSender<Load>,
     packed: std::sync::mpsc::Receiver<Packed>,
+    /// Loads that have not been handed to the connection yet.
+    under_way: u64,
 }
 
 /// The connection is gone.
@@ -383,12 +385,29 @@ struct Gone;
 
 impl Line {
     fn send(&mut self, frame: ToReceiver, together: bool) -> Result<(), Gone> {
-        self.bundler.add(frame, together).try_for_each(|load| self.loads.send(load).map_err(|_| Gone))
+        let mut ready = self.bundler.add(frame, together);
+        ready.try_for_each(|load| self.load(load))?;
+        // The end of a disk that has hardly changed must not be waited for with all that has.
+        if self.under_way == 0 { self.bundler.early().map_or(Ok(()), |load| self.load(load)) } else { Ok(()) }
     }
 
     /// Nothing comes for a while: what has gathered goes.
     fn flush(&mut self) -> Result<(), Gone> {
-        self.bundler.flush().map_or(Ok(()), |load| self.loads.send(load).map_err(|_| Gone))
+        self.bundler.flush().map_or(Ok(()), |load| self.load(load))
+    }
+
+    fn load(&mut self, load: Load) -> Result<(), Gone> {
+        self.under_way += 1;
+        self.loads.send(load).map_err(|_| Gone)
+    }
+
+    /// Hears what has been packed; with `all` it waits until everything has been.
+    fn hear(&mut self, sender: &mut Sender<Ahead, FileTable>, all: bool) {
+        let next = |all| if all { self.packed.recv().ok() } else { self.packed.try_recv().ok() };
+        while let Some(packed) = next(all && self.under_way > 0) {
+            self.under_way = self.under_way.saturating_sub(1);
+            sender.packed(packed.frames, packed.bytes);
+        }
     }
 }
 
@@ -405,9 +424,7 @@ fn read_and_hash(
     let mut sender = Sender::new(order, Ahead::new(disk), tables(&settings.state)?);
     let mut progress = Progress { units: geometry.units(), ..Progress::default() };
     loop {
-        while let Ok(packed) = line.packed.try_recv() {
-            sender.packed(packed.frames, packed.bytes);
-        }
+        line.hear(&mut sender, false);
         while let Ok(frame) = answers.try_recv() {
             hear(&mut sender, &mut progress, frame)?;
         }
@@ -428,20 +445,22 @@ fn read_and_hash(
                 Err(gone) => Err(gone),
             },
             Step::Conclude(conclusion) => {
+                // What the agent vouches for says how many bytes it was.
+                line.hear(&mut sender, true);
                 let end = signed(identity, geometry, work, sender.tally(), &conclusion)?;
                 line.send(ToReceiver::RoundEnd(end), false)
             }
             Step::Over { round, result } => {
                 // Whether the farewell is heard changes nothing.
                 let _ = line.send(ToReceiver::Bye, false);
-                return Ok(Read::Over(Round {
+                return Ok(Read::Over(Box::new(Round {
                     round,
                     result,
                     tally: sender.tally(),
                     tree: None,
                     sessions: 1,
                     wire: 0,
-                }));
+                })));
             }
         };
         if sent.is_err() {

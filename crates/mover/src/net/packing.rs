@@ -15,7 +15,7 @@ pub const WAITING: usize = 1;
 /// How far this thread stands back for whoever works on the server.
 const NICE: i32 = 10;
 
-/// What was packed, in the order of the loads.
+/// What was packed and handed to the line, one for each load, in their order.
 #[derive(Debug)]
 pub struct Packed {
     /// Counted frames.
@@ -48,13 +48,13 @@ pub fn run(
         let began = Instant::now();
         let bytes = load.pack(&mut packer)?.encode();
         let packing = began.elapsed();
-        if counted > 0 {
-            // Whoever counts it may have ended already, and nothing depends on it then.
-            let _ = tell.send(Packed { frames: counted, bytes: bytes.len() as u64 });
-        }
+        let packed = Packed { frames: counted, bytes: bytes.len() as u64 };
         if to.blocking_send(bytes).is_err() {
             return Ok(());
         }
+        // Told only now: who hears it knows that the line has room again. He may have ended, and nothing depends on it
+        // then.
+        let _ = tell.send(packed);
         if content > 0 {
             std::thread::sleep(levels.pause(packing));
             levels.note(packing, last.elapsed());
