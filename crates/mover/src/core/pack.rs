@@ -128,11 +128,19 @@ impl Load {
     }
 }
 
-/// Gathers units that are sent one after another, to be packed together.
-#[derive(Debug, Default)]
+/// Gathers units that are sent one after another, to be packed together. The first bundles of a session are small: also
+/// a link that is cut after every MiB carries something.
+#[derive(Debug)]
 pub struct Bundler {
     parts: Vec<Part>,
     content: Vec<u8>,
+    full: usize,
+}
+
+impl Default for Bundler {
+    fn default() -> Self {
+        Self { parts: Vec::new(), content: Vec::new(), full: LEAST }
+    }
 }
 
 impl Bundler {
@@ -141,13 +149,13 @@ impl Bundler {
     pub fn add(&mut self, frame: ToReceiver, together: bool) -> impl Iterator<Item = Load> + use<> {
         let (before, after) = match frame {
             ToReceiver::Unit(UnitFrame { head, packing: Packing::Raw, payload }) => {
-                let room = self.parts.len() < PARTS && self.content.len() + payload.len() <= BUNDLE;
+                let room = self.parts.len() < PARTS && self.content.len() + payload.len() <= self.full;
                 let before = if together && room { None } else { self.flush() };
                 self.parts.push(Part::Unit(head));
                 // Once and for all: growing by and by would take twice the memory.
-                self.content.reserve_exact(BUNDLE.saturating_sub(self.content.len()).max(payload.len()));
+                self.content.reserve_exact(self.full.saturating_sub(self.content.len()).max(payload.len()));
                 self.content.extend_from_slice(&payload);
-                (before, if self.content.len() == BUNDLE { self.flush() } else { None })
+                (before, if self.content.len() >= self.full { self.flush() } else { None })
             }
             // Alone it needs no bundle.
             ToReceiver::Zeros { first, count } if together && !self.parts.is_empty() => {
@@ -169,6 +177,9 @@ impl Bundler {
     pub fn flush(&mut self) -> Option<Load> {
         if self.parts.is_empty() {
             return None;
+        }
+        if self.content.len() >= self.full / 2 {
+            self.full = (self.full * 2).min(BUNDLE);
         }
         Some(Load::Parts(std::mem::take(&mut self.parts), std::mem::take(&mut self.content)))
     }
@@ -231,12 +242,12 @@ mod tests {
         let (mut bundler, mut packer) = (Bundler::default(), Packer::new(1));
         let same = noise(1 << 20);
         let mut loads = Vec::new();
-        for number in 0..4 {
+        for number in 0..7 {
             loads.extend(bundler.add(unit(number, same.clone()), true));
         }
-        assert_eq!(loads.len(), 1, "a full bundle does not wait");
-        assert_eq!((loads[0].counted(), loads[0].content()), (4, BUNDLE));
-        let frame = loads.remove(0).pack(&mut packer).unwrap();
+        let sizes: Vec<_> = loads.iter().map(|load| (load.counted(), load.content())).collect();
+        assert_eq!(sizes, [(1, 1 << 20), (2, 2 << 20), (4, BUNDLE)], "full bundles do not wait");
+        let frame = loads.remove(2).pack(&mut packer).unwrap();
         let ToReceiver::Bundle(Bundle { parts, packing: Packing::Zstd, payload }) = frame else {
             panic!("{frame:?}")
         };
@@ -246,7 +257,7 @@ mod tests {
 
     #[test]
     fn frames_keep_their_order_and_bundles_their_limits() {
-        let mut bundler = Bundler::default();
+        let mut bundler = Bundler { full: BUNDLE, ..Bundler::default() };
         let mut loads = Vec::new();
         loads.extend(bundler.add(ToReceiver::Zeros { first: 0, count: 3 }, true));
         for number in 3..8 {
@@ -264,7 +275,7 @@ mod tests {
 
     #[test]
     fn an_idle_line_gets_less_than_a_full_bundle_but_not_every_leaf() {
-        let mut bundler = Bundler::default();
+        let mut bundler = Bundler { full: BUNDLE, ..Bundler::default() };
         assert_eq!(bundler.add(unit(0, vec![7; LEAST - 1]), true).count(), 0);
         assert!(bundler.early().is_none());
         assert_eq!(bundler.add(unit(1, vec![7; 1]), true).count(), 0);

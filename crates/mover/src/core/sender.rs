@@ -251,8 +251,8 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.bundles
     }
 
-    /// The next so many counted frames have gone as so many bytes, packed: told in their order, when it is known. Until then
-    /// they take as much of the window as their content has.
+    /// The next so many counted frames have gone as so many bytes, packed: told in their order, when it is known.
+    /// Until then they take as much of the window as their content has.
     pub fn packed(&mut self, frames: u64, bytes: u64) {
         if frames == 0 {
             return;

@@ -333,8 +333,14 @@ async fn pump<F: Frame>(
     let ticking = async {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut spoken = tokio::time::Instant::now();
         loop {
             tick.tick().await;
+            if spoken.elapsed() >= wire::PING {
+                // On a thin line one frame may take longer than an agent waits for a word, and it cannot ask meanwhile.
+                let _ = answers.try_send(ToSender::Pong.encode());
+                spoken = tokio::time::Instant::now();
+            }
             if events.send(Event::Tick).await.is_err() {
                 return;
             }
