@@ -12,14 +12,17 @@ use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use conme_mover::core::frame::{
-    Frame, HEADER, Packing, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender, UnitFrame, Welcome,
-    header,
+    Bundle, Frame, HEADER, Packing, Part, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender, UnitFrame,
+    UnitHead, Welcome, header,
 };
 use conme_mover::core::geometry::{Geometry, LeafSet};
 use conme_mover::core::hash::{self, Digest};
 use conme_mover::core::journal::{Record, SLOT};
+use conme_mover::core::level::{Ceiling, Choice, Levels};
+use conme_mover::core::pack::{Bundler, Load, Packer};
 use conme_mover::core::ports::{Extent, Fault, Log, Source, Table, Target};
 use conme_mover::core::receiver::{self, Receiver};
 use conme_mover::core::sender::{self, Order, Sender, Step};
@@ -246,6 +249,20 @@ struct World {
     sessions: u32,
 }
 
+/// Between the agent's reading and the wire.
+struct Line {
+    bundler: Bundler,
+    waiting: VecDeque<Load>,
+    packer: Packer,
+    levels: Levels,
+}
+
+impl Line {
+    fn add(&mut self, frame: ToReceiver, together: bool) {
+        self.waiting.extend(self.bundler.add(frame, together));
+    }
+}
+
 enum Ended {
     Over,
     Cut,
@@ -352,13 +369,7 @@ impl World {
         let len = self.geometry.len();
         let [units, leaves, seen] = self.agent.clone().map(SimTable);
         let source = Sim { medium: self.source.clone(), len, holes: self.holes };
-        let order = Order {
-            geometry: self.geometry,
-            kind,
-            begun: self.begun,
-            software: String::new(),
-            level: i32::from(self.dice.once_in(2)),
-        };
+        let order = Order { geometry: self.geometry, kind, begun: self.begun, software: String::new() };
         let mut agent = Sender::new(order, source, sender::Tables { units, leaves, seen });
         let [units, leaves, log] = self.receiver.clone();
         let tables = receiver::Tables { units: SimTable(units), leaves: SimTable(leaves) };
@@ -366,6 +377,16 @@ impl World {
         let window = 1 + self.dice.below(200_000) as u32;
         let mut there = Receiver::open(self.geometry, target, tables, SimLog(log), [9; 16], window)?;
 
+        let choice =
+            if self.dice.once_in(2) { Choice::Line } else { Choice::Fixed(self.dice.below(3) as i32) };
+        let mut line = Line {
+            bundler: Bundler::default(),
+            waiting: VecDeque::new(),
+            packer: Packer::default(),
+            levels: Levels::new(choice, Ceiling::percent(1 + self.dice.below(100) as u8)),
+        };
+        // A receiver of an older version knows no bundles.
+        let together = !self.dice.once_in(4);
         let (mut up, mut down) = (VecDeque::<Vec<u8>>::new(), VecDeque::<Vec<u8>>::new());
         let mut refused = BTreeSet::new();
         let end_at = if calm { u64::MAX } else { self.dice.below(400) };
@@ -377,27 +398,46 @@ impl World {
             if kind == RoundKind::Copy && self.dice.once_in(40) {
                 self.scribble(1);
             }
-            match self.dice.below(4) {
+            match self.dice.below(5) {
                 0 => match agent.step()? {
-                    Step::Send(frame) => up.push_back(frame.encode()),
-                    Step::Wait => {}
-                    Step::Conclude(end) => up.push_back(
+                    Step::Send(frame) => {
+                        line.add(frame, together && agent.bundles());
+                        if self.dice.once_in(8) {
+                            line.waiting.extend(line.bundler.flush());
+                        }
+                    }
+                    Step::Wait => line.waiting.extend(line.bundler.flush()),
+                    Step::Conclude(end) => line.add(
                         ToReceiver::RoundEnd(RoundEnd {
                             round: end.round,
                             root: end.root,
                             sha256: end.sha256,
                             statement: Vec::new(),
                             signature: Vec::new(),
-                        })
-                        .encode(),
+                        }),
+                        false,
                     ),
                     Step::Over { .. } => return Ok(Ended::Over),
                 },
+                4 => {
+                    if let Some(load) = line.waiting.pop_front() {
+                        let counted = load.counted();
+                        line.packer.set_level(line.levels.level());
+                        let bytes = load.pack(&mut line.packer).unwrap().encode();
+                        // The reader may hear of it late, even after the acknowledgement, or never.
+                        if counted > 0 && !self.dice.once_in(50) {
+                            agent.packed(counted, bytes.len() as u64);
+                        }
+                        let packing = Duration::from_millis(self.dice.below(300));
+                        line.levels.note(packing, packing * self.dice.below(4) as u32);
+                        up.push_back(bytes);
+                    }
+                }
                 1 => {
                     if let Some(mut bytes) = up.pop_front() {
                         let honest = bytes.clone();
                         // The payload of a unit: what the memory of a machine may damage after decryption.
-                        if bytes[0] == 0x06 && !calm && self.dice.once_in(30) {
+                        if matches!(bytes[0], 0x06 | 0x0c) && !calm && self.dice.once_in(30) {
                             let at = HEADER + 8 + self.dice.below((bytes.len() - HEADER - 8) as u64) as usize;
                             bytes[at] ^= 1 << self.dice.below(8);
                         }
@@ -451,14 +491,21 @@ impl World {
                 answers
             }
             ToReceiver::Unit(unit) => {
-                if !damaged && !refused.contains(&unit.unit) {
-                    self.assert_needed(&unit.changed, unit.unit, &unit.hash);
+                if !damaged && !refused.contains(&unit.head.unit) {
+                    self.assert_needed(&unit.head);
                 }
-                match there.handle(ToReceiver::Unit(unit)) {
-                    // A damaged frame may claim anything: the session ends, the next one is honest again.
-                    Err(Fault::Peer(text)) if damaged => return Err(Fault::Refused { later: true, text }),
-                    answers => answers?,
+                self.take(there, ToReceiver::Unit(unit), damaged)?
+            }
+            ToReceiver::Bundle(bundle) => {
+                for part in &bundle.parts {
+                    if let Part::Unit(head) = part
+                        && !damaged
+                        && !refused.contains(&head.unit)
+                    {
+                        self.assert_needed(head);
+                    }
                 }
+                self.take(there, ToReceiver::Bundle(bundle), damaged)?
             }
             frame => there.handle(frame)?,
         };
@@ -471,8 +518,23 @@ impl World {
         Ok(())
     }
 
+    fn take(
+        &self,
+        there: &mut Receiver<Sim, SimTable, SimLog>,
+        frame: ToReceiver,
+        damaged: bool,
+    ) -> Result<Vec<ToSender>, Fault> {
+        match there.handle(frame) {
+            // A damaged frame may claim anything: the session ends, the next one is honest again.
+            Err(Fault::Peer(text)) if damaged => Err(Fault::Refused { later: true, text }),
+            answers => answers,
+        }
+    }
+
     /// What the receiver has durably, and said so, does not come again.
-    fn assert_needed(&self, changed: &LeafSet, unit: u64, hash: &Digest) {
+    fn assert_needed(&self, head: &UnitHead) {
+        let UnitHead { unit, hash, changed, .. } = head;
+        let unit = *unit;
         let [units, leaves, _] = &self.receiver;
         let has = SimTable(units.clone()).get(unit, 1).unwrap()[0];
         assert_ne!(has, *hash, "unit {unit} is there already");
@@ -560,6 +622,31 @@ fn any_leaves(dice: &mut Dice) -> LeafSet {
     leaves
 }
 
+fn any_packing(dice: &mut Dice) -> Packing {
+    if dice.once_in(2) { Packing::Raw } else { Packing::Zstd }
+}
+
+/// What is said about a unit: anything, or what is true of one that is full of sevens, so that it is taken.
+fn any_head(dice: &mut Dice, geometry: &Geometry) -> UnitHead {
+    if dice.once_in(2) {
+        let unit = dice.below(geometry.units());
+        let leaves = hash::leaves(geometry, &vec![7; geometry.unit_len(unit)]);
+        let changed = LeafSet::first(leaves.len());
+        return UnitHead {
+            unit,
+            hash: hash::unit(geometry, unit, &leaves),
+            changed,
+            zero: LeafSet::default(),
+        };
+    }
+    UnitHead {
+        unit: number(dice),
+        hash: any_digest(dice),
+        changed: if dice.once_in(2) { LeafSet::first(4) } else { any_leaves(dice) },
+        zero: any_leaves(dice),
+    }
+}
+
 #[test]
 fn a_hostile_agent_writes_nothing_outside_of_the_target_and_is_told_of_nothing_that_is_not_there() {
     for seed in 0..300 {
@@ -575,7 +662,7 @@ fn a_hostile_agent_writes_nothing_outside_of_the_target_and_is_told_of_nothing_t
         };
         let mut there = open();
         for _ in 0..200 {
-            let frame = match dice.below(9) {
+            let frame = match dice.below(10) {
                 0 => ToReceiver::WantSegments { first: number(&mut dice), count: dice.below(1025) as u32 },
                 1 => ToReceiver::WantUnits { segment: number(&mut dice) },
                 2 => ToReceiver::WantLeaves { unit: number(&mut dice) },
@@ -598,12 +685,18 @@ fn a_hostile_agent_writes_nothing_outside_of_the_target_and_is_told_of_nothing_t
                     }
                     continue;
                 }
+                7 => {
+                    let parts = (0..=dice.below(6)).map(|_| match dice.below(3) {
+                        0 => Part::Zeros { first: dice.below(45), count: dice.below(4) as u32 },
+                        _ => Part::Unit(any_head(&mut dice, &geometry)),
+                    });
+                    let parts: Vec<_> = parts.collect();
+                    let payload = vec![7; dice.below(25) as usize * LEAF as usize];
+                    ToReceiver::Bundle(Bundle { parts, packing: any_packing(&mut dice), payload })
+                }
                 _ => ToReceiver::Unit(UnitFrame {
-                    unit: number(&mut dice),
-                    hash: any_digest(&mut dice),
-                    changed: if dice.once_in(2) { LeafSet::first(4) } else { any_leaves(&mut dice) },
-                    zero: any_leaves(&mut dice),
-                    packing: if dice.once_in(2) { Packing::Raw } else { Packing::Zstd },
+                    head: any_head(&mut dice, &geometry),
+                    packing: any_packing(&mut dice),
                     payload: vec![7; dice.below(5) as usize * LEAF as usize],
                 }),
             };
@@ -628,7 +721,7 @@ fn a_hostile_receiver_never_hears_that_a_round_is_over_which_it_has_not_taken() 
         let geometry = Geometry::new(1 + dice.below(40 * u64::from(UNIT)), UNIT, LEAF).unwrap();
         let medium = Shared::default();
         Medium::put(&mut medium.borrow_mut().seen, 0, &vec![5; geometry.len() as usize]);
-        let order = Order { geometry, kind: RoundKind::Copy, begun: None, software: String::new(), level: 1 };
+        let order = Order { geometry, kind: RoundKind::Copy, begun: None, software: String::new() };
         let source = Sim { medium, len: geometry.len(), holes: false };
         let [units, leaves, seen] = [(); 3].map(|()| SimTable(Shared::default()));
         let mut agent = Sender::new(order, source, sender::Tables { units, leaves, seen });

@@ -28,6 +28,7 @@ use crate::core::calendar::{BadRate, Rate};
 use crate::core::evidence::{Evidence, Signed};
 use crate::core::geometry::LEAF;
 use crate::core::hash::{Digest, Root};
+use crate::core::level::{Ceiling, Choice};
 use crate::core::line::{Said, Word};
 use crate::core::ports::Table as _;
 use crate::core::tree;
@@ -224,9 +225,15 @@ struct AgentArgs {
     /// The least that is sent: 4096, 8192 or 16384 bytes. Fixed with the first session.
     #[arg(long, value_name = "BYTES", default_value_t = LEAF)]
     leaf: u32,
-    /// How hard to compress: zstd's levels 1 to 19; 0 not at all.
-    #[arg(long, value_name = "LEVEL", default_value_t = 3, value_parser = clap::value_parser!(i32).range(0..=19))]
-    level: i32,
+    /// How hard to compress: zstd's levels 1 to 19; 0 not at all. When absent, a disk goes with the highest level that
+    /// the line does not have to wait for, a directory with 3.
+    #[arg(long, value_name = "LEVEL", value_parser = clap::value_parser!(i32).range(0..=19))]
+    level: Option<i32>,
+    /// How much of one processor's time compressing a disk may take, in percent; below 100, other work on this server
+    /// goes first, too.
+    #[arg(long, value_name = "PERCENT", default_value_t = 100, conflicts_with = "tree",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    cpu: u8,
     /// Give up after so long without a connection, such as 30m; it tries for ever when absent.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     give_up_after: Option<Duration>,
@@ -512,7 +519,8 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
         proxy: args.out.proxy()?,
         told: watch::Sender::default(),
         leaf: args.leaf,
-        level: args.level,
+        level: args.level.map_or(Choice::Line, Choice::Fixed),
+        ceiling: Ceiling::percent(args.cpu),
         give_up: args.give_up_after,
     };
     let person = Arc::new(Person::load(&settings.state, args.cap, output)?);

@@ -16,6 +16,12 @@ pub const REVISION: u16 = 1;
 pub const HEADER: usize = 4;
 /// Bytes of a frame's content at most: a unit that does not compress, and what is said about it.
 pub const MAX_CONTENT: usize = (1 << 20) + 256;
+/// Bit of `features`: this end takes bundles.
+pub const BUNDLES: u64 = 1;
+/// Bytes that the content of a bundle has at most before it is packed.
+pub const BUNDLE: usize = 4 << 20;
+/// Parts of a bundle at most.
+pub const PARTS: usize = 1024;
 /// Bytes of a text for people at most.
 pub const MAX_TEXT: usize = 1024;
 /// Bytes of a signed statement at most.
@@ -85,7 +91,7 @@ pub enum Packing {
 pub struct Hello {
     /// The highest revision that it speaks.
     pub revision: u16,
-    /// What it can do beyond the revision, one bit each; none is defined so far.
+    /// What it can do beyond the revision, one bit each: see [`BUNDLES`].
     pub features: u64,
     /// What it moves.
     pub cargo: Cargo,
@@ -122,9 +128,9 @@ pub struct Welcome {
     pub software: String,
 }
 
-/// New content of one unit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnitFrame {
+/// What is said about new content of one unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnitHead {
     /// Which unit.
     pub unit: u64,
     /// Its hash with this content.
@@ -133,9 +139,41 @@ pub struct UnitFrame {
     pub changed: LeafSet,
     /// Those of them that are zeros, and are not in the payload.
     pub zero: LeafSet,
+}
+
+/// New content of one unit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnitFrame {
+    /// What is said about it.
+    pub head: UnitHead,
     /// How the payload is packed.
     pub packing: Packing,
-    /// The other changed leaves, one after another.
+    /// The changed leaves that are not zeros, one after another.
+    pub payload: Vec<u8>,
+}
+
+/// A part of a bundle. Each is counted and acknowledged like a frame of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// New content of one unit.
+    Unit(UnitHead),
+    /// Units of nothing but zeros.
+    Zeros {
+        /// The first.
+        first: u64,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// New content of several units, packed together: what is alike in them goes once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bundle {
+    /// At most [`PARTS`].
+    pub parts: Vec<Part>,
+    /// How the payload is packed.
+    pub packing: Packing,
+    /// The changed leaves that are not zeros, of one unit after another; at most [`BUNDLE`] bytes unpacked.
     pub payload: Vec<u8>,
 }
 
@@ -210,6 +248,8 @@ pub enum ToReceiver {
         /// The unit.
         unit: u64,
     },
+    /// Several units at once.
+    Bundle(Bundle),
     /// The round is at its end.
     RoundEnd(RoundEnd),
     /// Are you there?
@@ -315,6 +355,8 @@ pub fn header<F: Frame>(bytes: [u8; HEADER]) -> Result<Header, BadFrame> {
     }
 }
 
+/// Bytes of a part of a bundle at most.
+const PART: usize = 1 + 8 + 32 + 2 * LeafSet::BYTES;
 const SOFTWARE: usize = 64;
 const SIGNATURE: usize = 512;
 const HASHES: usize = SEGMENT as usize * 32;
@@ -335,10 +377,8 @@ impl Frame for ToReceiver {
             Self::WantLeaves { unit } => Writer::new(0x04).u64(*unit),
             Self::RoundBegin { round, kind } => Writer::new(0x05).u32(*round).u8(*kind as u8),
             Self::Unit(unit) => Writer::new(0x06)
-                .u64(unit.unit)
-                .bytes(&unit.hash.0)
-                .bytes(&unit.changed.to_bytes())
-                .bytes(&unit.zero.to_bytes())
+                .with_room(PART + unit.payload.len())
+                .unit(&unit.head)
                 .u8(unit.packing as u8)
                 .bytes(&unit.payload),
             Self::Zeros { first, count } => Writer::new(0x07).u64(*first).u32(*count),
@@ -350,6 +390,15 @@ impl Frame for ToReceiver {
                 .bytes(&end.sha256.unwrap_or_default())
                 .counted(&end.statement)
                 .counted(&end.signature),
+            Self::Bundle(bundle) => {
+                let count = u16::try_from(bundle.parts.len()).unwrap_or(u16::MAX);
+                let begun = Writer::new(0x0c).with_room(3 + bundle.parts.len() * PART + bundle.payload.len());
+                let parts = bundle.parts.iter().fold(begun.u16(count), |to, part| match part {
+                    Part::Unit(head) => to.u8(1).unit(head),
+                    Part::Zeros { first, count } => to.u8(2).u64(*first).u32(*count),
+                });
+                parts.u8(bundle.packing as u8).bytes(&bundle.payload)
+            }
             Self::Ping => Writer::new(0x0a),
             Self::Bye => Writer::new(0x0b),
         }
@@ -363,6 +412,7 @@ impl Frame for ToReceiver {
             0x06 => MAX_CONTENT,
             0x09 => 128 + MAX_STATEMENT + SIGNATURE,
             0x0a | 0x0b => 0,
+            0x0c => 3 + PARTS * PART + BUNDLE,
             _ => return None,
         })
     }
@@ -388,15 +438,8 @@ impl Frame for ToReceiver {
             0x04 => Self::WantLeaves { unit: from.u64()? },
             0x05 => Self::RoundBegin { round: from.u32()?, kind: from.round_kind()? },
             0x06 => Self::Unit(UnitFrame {
-                unit: from.u64()?,
-                hash: from.digest()?,
-                changed: LeafSet::from_bytes(from.array()?),
-                zero: LeafSet::from_bytes(from.array()?),
-                packing: match from.u8()? {
-                    0 => Packing::Raw,
-                    1 => Packing::Zstd,
-                    _ => return from.impossible("packing"),
-                },
+                head: from.unit()?,
+                packing: from.packing()?,
                 payload: from.rest().to_vec(),
             }),
             0x07 => Self::Zeros { first: from.u64()?, count: from.u32()? },
@@ -414,6 +457,21 @@ impl Frame for ToReceiver {
             }),
             0x0a => Self::Ping,
             0x0b => Self::Bye,
+            0x0c => {
+                let count = usize::from(from.u16()?);
+                if count == 0 || count > PARTS {
+                    return from.impossible("count");
+                }
+                let mut parts = Vec::with_capacity(count);
+                for _ in 0..count {
+                    parts.push(match from.u8()? {
+                        1 => Part::Unit(from.unit()?),
+                        2 => Part::Zeros { first: from.u64()?, count: from.u32()? },
+                        _ => return from.impossible("part"),
+                    });
+                }
+                Self::Bundle(Bundle { parts, packing: from.packing()?, payload: from.rest().to_vec() })
+            }
             _ => return Err(BadFrame::Kind(kind)),
         };
         from.end(frame)
@@ -506,6 +564,11 @@ impl Writer {
         Self(vec![kind, 0, 0, 0])
     }
 
+    fn with_room(mut self, room: usize) -> Self {
+        self.0.reserve_exact(room);
+        self
+    }
+
     /// Adds a number of one byte.
     #[must_use]
     pub fn u8(mut self, value: u8) -> Self {
@@ -547,6 +610,10 @@ impl Writer {
     pub fn text(self, text: &str, most: usize) -> Self {
         let end = (0..=most.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
         self.counted(&text.as_bytes()[..end])
+    }
+
+    fn unit(self, head: &UnitHead) -> Self {
+        self.u64(head.unit).bytes(&head.hash.0).bytes(&head.changed.to_bytes()).bytes(&head.zero.to_bytes())
     }
 
     fn digests(mut self, digests: &[Digest]) -> Self {
@@ -636,6 +703,23 @@ impl<'a> Reader<'a> {
         }
     }
 
+    fn packing(&mut self) -> Result<Packing, BadFrame> {
+        match self.u8()? {
+            0 => Ok(Packing::Raw),
+            1 => Ok(Packing::Zstd),
+            _ => self.impossible("packing"),
+        }
+    }
+
+    fn unit(&mut self) -> Result<UnitHead, BadFrame> {
+        Ok(UnitHead {
+            unit: self.u64()?,
+            hash: self.digest()?,
+            changed: LeafSet::from_bytes(self.array()?),
+            zero: LeafSet::from_bytes(self.array()?),
+        })
+    }
+
     fn digest(&mut self) -> Result<Digest, BadFrame> {
         Ok(Digest(*self.array()?))
     }
@@ -694,6 +778,8 @@ mod tests {
     use super::*;
 
     fn to_receiver() -> Vec<ToReceiver> {
+        let head =
+            UnitHead { unit: 5, hash: Digest([7; 32]), changed: LeafSet::first(9), zero: LeafSet::first(2) };
         vec![
             ToReceiver::Hello(Hello {
                 revision: 1,
@@ -708,13 +794,11 @@ mod tests {
             ToReceiver::WantUnits { segment: 3 },
             ToReceiver::WantLeaves { unit: 9 },
             ToReceiver::RoundBegin { round: 4, kind: RoundKind::Proof },
-            ToReceiver::Unit(UnitFrame {
-                unit: 5,
-                hash: Digest([7; 32]),
-                changed: LeafSet::first(9),
-                zero: LeafSet::first(2),
-                packing: Packing::Zstd,
-                payload: vec![1, 2, 3],
+            ToReceiver::Unit(UnitFrame { head, packing: Packing::Zstd, payload: vec![1, 2, 3] }),
+            ToReceiver::Bundle(Bundle {
+                parts: vec![Part::Zeros { first: 9, count: 4 }, Part::Unit(head)],
+                packing: Packing::Raw,
+                payload: vec![4, 5],
             }),
             ToReceiver::Zeros { first: 1, count: 99 },
             ToReceiver::Progress { unit: 8 },
@@ -805,7 +889,7 @@ mod tests {
 
         #[test]
         fn what_is_read_from_a_damaged_frame_is_written_again_as_it_came(
-            which in 0..11_usize, at in 0..200_usize, bit in 0..8_u8, cut in 0..300_usize,
+            which in 0..12_usize, at in 0..200_usize, bit in 0..8_u8, cut in 0..300_usize,
         ) {
             let mut bytes = to_receiver()[which].encode();
             if let Some(byte) = bytes.get_mut(at) {

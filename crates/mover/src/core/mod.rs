@@ -13,6 +13,7 @@ pub mod geometry;
 pub mod hash;
 pub mod journal;
 pub mod lease;
+pub mod level;
 pub mod line;
 pub mod pace;
 pub mod pack;

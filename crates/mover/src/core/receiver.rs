@@ -3,12 +3,16 @@
 //! Frames gather in a batch. A batch is committed in this order, each step durable before the next: the record that
 //! names what is about to be overwritten; the content; the tables of hashes; then the acknowledgement. Whatever
 //! stops in between, the tables never claim a content that is not on the disk, except for the units that the record
-//! names: these are read back and hashed before anything else.
+//! names: these are read back and hashed before anything else. Units that have no content yet are written at once,
+//! since nobody relies on them and no record has to name them: the disk works while the line does.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use super::frame::{REVISION, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender, UnitFrame, Welcome};
+use super::frame::{
+    BUNDLE, BUNDLES, Bundle, Part, REVISION, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender,
+    UnitFrame, UnitHead, Welcome,
+};
 use super::geometry::{Geometry, LeafSet};
 use super::hash::{self, Digest, Root, Zeros};
 use super::journal::{MAX_TOUCHED, Record};
@@ -17,8 +21,11 @@ use super::ports::{Fault, Log, Table, Target};
 use super::sender::runs;
 use super::verify::{Verified, Verifier};
 
-/// Bytes of content that one batch holds at most before it is committed.
+/// Bytes of memory that one batch takes at most before it is committed.
 const BATCH: usize = 8 << 20;
+/// Bytes of content that one batch has written at most before it is committed: less than the window, so that the
+/// agent does not wait for it.
+const WRITTEN: usize = 24 << 20;
 /// Frames that one batch holds at most.
 const FRAMES: usize = 2048;
 /// Units of zeros that are entered into a table at once.
@@ -51,13 +58,10 @@ pub struct Tally {
 #[derive(Debug)]
 enum Write {
     Unit {
-        unit: u64,
-        hash: Digest,
-        changed: LeafSet,
-        zero: LeafSet,
-        content: Vec<u8>,
+        head: UnitHead,
+        /// None when it has been written: what was there before was nothing that anybody relied on.
+        content: Option<Vec<u8>>,
         digests: Vec<Digest>,
-        known: bool,
     },
     Zeros {
         first: u64,
@@ -80,6 +84,7 @@ pub struct Receiver<D, T, L> {
     batch: Vec<Write>,
     batch_units: BTreeSet<u64>,
     batch_bytes: usize,
+    batch_written: usize,
     batch_frames: usize,
     sequence: u64,
     acknowledged: u64,
@@ -116,6 +121,7 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
             batch: Vec::new(),
             batch_units: BTreeSet::new(),
             batch_bytes: 0,
+            batch_written: 0,
             batch_frames: 0,
             sequence: 0,
             acknowledged: 0,
@@ -145,7 +151,7 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
     pub fn welcome(&self, software: &str) -> Welcome {
         Welcome {
             revision: REVISION,
-            features: 0,
+            features: BUNDLES,
             window: self.window,
             transfer: self.transfer,
             round: self.record.round,
@@ -222,27 +228,19 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
                 answers.extend(self.try_commit()?);
                 self.begin(round, kind)?;
             }
-            ToReceiver::Unit(frame) => {
+            ToReceiver::Unit(UnitFrame { head, packing, payload }) => {
                 self.expect_round()?;
-                if self.batch_units.contains(&frame.unit) {
-                    answers.extend(self.try_commit()?);
-                }
-                self.sequence += 1;
-                answers.extend(self.unit(frame)?);
+                let len = self.carried(&head)?;
+                let content = pack::unpack(packing, payload, len);
+                self.unit(head, content.as_deref(), &mut answers)?;
+            }
+            ToReceiver::Bundle(bundle) => {
+                self.expect_round()?;
+                self.bundle(bundle, &mut answers)?;
             }
             ToReceiver::Zeros { first, count } => {
                 self.expect_round()?;
-                let end =
-                    first.checked_add(count.into()).filter(|end| count > 0 && *end <= self.geometry.units());
-                let Some(end) = end else {
-                    return Err(Fault::Peer("zeros behind the end of the disk".into()));
-                };
-                if self.batch_units.range(first..end).next().is_some() {
-                    answers.extend(self.try_commit()?);
-                }
-                self.sequence += 1;
-                self.tally.zeros += u64::from(count);
-                self.gather(end, Write::Zeros { first, count });
+                self.zeros(first, count, &mut answers)?;
             }
             ToReceiver::Progress { unit } => {
                 self.expect_round()?;
@@ -254,9 +252,7 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
                 return Err(Fault::Peer("a frame out of its place".into()));
             }
         }
-        if self.batch_bytes >= BATCH || self.batch_frames >= FRAMES {
-            answers.extend(self.try_commit()?);
-        }
+        self.commit_when_full(&mut answers)?;
         Ok(answers)
     }
 
@@ -322,29 +318,106 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
         self.read_back(unit).map(Some)
     }
 
-    fn unit(&mut self, frame: UnitFrame) -> Result<Option<ToSender>, Fault> {
-        let UnitFrame { unit, hash, changed, zero, packing, payload } = frame;
-        let all = LeafSet::first(self.geometry.leaves(unit));
-        let sound = unit < self.geometry.units() && !changed.is_empty() && changed.is_within(&all);
-        if !sound || !zero.is_within(&changed) || !hash.is_known() {
+    fn commit_when_full(&mut self, answers: &mut Vec<ToSender>) -> Result<(), Fault> {
+        if self.batch_bytes >= BATCH || self.batch_written >= WRITTEN || self.batch_frames >= FRAMES {
+            answers.extend(self.try_commit()?);
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, first: u64, count: u32, answers: &mut Vec<ToSender>) -> Result<(), Fault> {
+        let end = first.checked_add(count.into()).filter(|end| count > 0 && *end <= self.geometry.units());
+        let Some(end) = end else {
+            return Err(Fault::Peer("zeros behind the end of the disk".into()));
+        };
+        if self.batch_units.range(first..end).next().is_some() {
+            answers.extend(self.try_commit()?);
+        }
+        self.sequence += 1;
+        self.tally.zeros += u64::from(count);
+        self.gather(end, Write::Zeros { first, count });
+        Ok(())
+    }
+
+    /// Each part is taken as if it had come by itself, so that damage costs no more than it would then.
+    fn bundle(&mut self, bundle: Bundle, answers: &mut Vec<ToSender>) -> Result<(), Fault> {
+        let Bundle { parts, packing, payload } = bundle;
+        let mut len = 0;
+        for part in &parts {
+            if let Part::Unit(head) = part {
+                len += self.carried(head)?;
+            }
+        }
+        if len > BUNDLE {
+            return Err(Fault::Peer("a bundle of more than it may have".into()));
+        }
+        let content = pack::unpack(packing, payload, len);
+        let mut rest = content.as_deref();
+        for part in parts {
+            match part {
+                Part::Unit(head) => {
+                    let len = self.carried(&head)?;
+                    let (part, behind) = rest.and_then(|rest| rest.split_at_checked(len)).unzip();
+                    rest = behind;
+                    self.unit(head, part, answers)?;
+                }
+                Part::Zeros { first, count } => self.zeros(first, count, answers)?,
+            }
+            self.commit_when_full(answers)?;
+        }
+        Ok(())
+    }
+
+    /// Bytes of content that come with this unit.
+    fn carried(&self, head: &UnitHead) -> Result<usize, Fault> {
+        let UnitHead { unit, hash, changed, zero } = head;
+        let all = LeafSet::first(self.geometry.leaves(*unit));
+        let sound = *unit < self.geometry.units() && !changed.is_empty() && changed.is_within(&all);
+        if !sound || !zero.is_within(changed) || !hash.is_known() {
             return Err(Fault::Peer("a unit that is not of this disk".into()));
         }
         let carried = changed.iter().filter(|leaf| !zero.contains(*leaf));
-        let len = carried.map(|leaf| self.geometry.leaf_range(unit, leaf).len()).sum();
+        Ok(carried.map(|leaf| self.geometry.leaf_range(*unit, leaf).len()).sum())
+    }
+
+    /// Takes a unit with its content; without one when it could not be unpacked.
+    fn unit(
+        &mut self,
+        head: UnitHead,
+        content: Option<&[u8]>,
+        answers: &mut Vec<ToSender>,
+    ) -> Result<(), Fault> {
+        let UnitHead { unit, hash, changed, zero } = head;
+        // What has gathered for this unit comes first: written at once, this would come before it.
+        let gathered = |write: &Write| match write {
+            Write::Unit { .. } => false,
+            Write::Zeros { first, count } => (*first..first + u64::from(*count)).contains(&unit),
+        };
+        if self.batch_units.contains(&unit) || self.batch.iter().any(gathered) {
+            answers.extend(self.try_commit()?);
+        }
+        self.sequence += 1;
         let base = self.base(unit)?;
         let known = base.is_some();
+        let all = self.geometry.leaves(unit);
         let mut digests = match base {
             Some(base) => base,
-            None if changed == all => vec![Digest::UNKNOWN; all.len()],
-            None => return Ok(Some(self.refuse(unit))),
+            None if changed == LeafSet::first(all) => vec![Digest::UNKNOWN; all],
+            None => {
+                answers.push(self.refuse(unit));
+                return Ok(());
+            }
         };
-        let Some(content) = pack::unpack(packing, payload, len) else { return Ok(Some(self.refuse(unit))) };
-        let mut rest = content.as_slice();
+        let Some(content) = content else {
+            answers.push(self.refuse(unit));
+            return Ok(());
+        };
+        let mut rest = content;
         for leaf in changed.iter() {
             let len = self.geometry.leaf_range(unit, leaf).len();
             let Some(digest) = digests.get_mut(leaf) else { continue };
             if !zero.contains(leaf) {
-                let (part, behind) = rest.split_at(len);
+                let (part, behind) = rest.split_at(len.min(rest.len()));
                 rest = behind;
                 *digest = hash::leaf(part);
             } else if len == self.geometry.leaf() as usize {
@@ -354,14 +427,23 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
             }
         }
         if hash::unit(&self.geometry, unit, &digests) != hash {
-            return Ok(Some(self.refuse(unit)));
+            answers.push(self.refuse(unit));
+            return Ok(());
         }
         self.tally.units += 1;
         self.tally.content += content.len() as u64;
-        self.batch_bytes += content.len();
+        self.batch_bytes += digests.len() * 32;
         self.batch_units.insert(unit);
-        self.gather(unit + 1, Write::Unit { unit, hash, changed, zero, content, digests, known });
-        Ok(None)
+        let content = if known {
+            self.batch_bytes += content.len();
+            Some(content.to_vec())
+        } else {
+            self.batch_written += content.len();
+            self.write_unit(&head, content)?;
+            None
+        };
+        self.gather(unit + 1, Write::Unit { head, content, digests });
+        Ok(())
     }
 
     fn refuse(&mut self, unit: u64) -> ToSender {
@@ -371,8 +453,8 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
     }
 
     fn gather(&mut self, position: u64, write: Write) {
-        // The hashes of a unit take room, too.
-        self.batch_bytes += 1024;
+        // What is said about it takes room, too.
+        self.batch_bytes += 256;
         self.batch_frames += 1;
         self.position = self.position.max(position);
         self.batch.push(write);
@@ -396,6 +478,7 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
         let batch = std::mem::take(&mut self.batch);
         self.batch_units.clear();
         self.batch_bytes = 0;
+        self.batch_written = 0;
         self.batch_frames = 0;
         if !batch.is_empty() {
             let touched = self.touched(&batch)?;
@@ -429,7 +512,7 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
         };
         for write in batch {
             match write {
-                Write::Unit { unit, known: true, .. } => add(*unit),
+                Write::Unit { head, content: Some(_), .. } => add(head.unit),
                 Write::Unit { .. } => {}
                 Write::Zeros { first, count } => {
                     let end = first + u64::from(*count);
@@ -450,27 +533,8 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
 
     fn write(&mut self, write: &Write) -> Result<(), Fault> {
         match write {
-            Write::Unit { unit, changed, zero, content, .. } => {
-                let place = |leaves: &Range<usize>| {
-                    let first = self.geometry.leaf_range(*unit, leaves.start).start;
-                    let end = self.geometry.leaf_range(*unit, leaves.end.saturating_sub(1)).end;
-                    (self.geometry.offset(*unit) + first as u64, end - first)
-                };
-                let mut carried = LeafSet::default();
-                changed.iter().filter(|leaf| !zero.contains(*leaf)).for_each(|leaf| carried.insert(leaf));
-                let mut rest = content.as_slice();
-                for run in runs(&carried) {
-                    let (offset, len) = place(&run);
-                    let (part, behind) = rest.split_at(len.min(rest.len()));
-                    rest = behind;
-                    self.target.write(offset, part).map_err(Fault::Disk)?;
-                }
-                for run in runs(zero) {
-                    let (offset, len) = place(&run);
-                    self.target.zero(offset, len as u64).map_err(Fault::Disk)?;
-                }
-                Ok(())
-            }
+            Write::Unit { head, content: Some(content), .. } => self.write_unit(head, content),
+            Write::Unit { content: None, .. } => Ok(()),
             Write::Zeros { first, count } => {
                 let offset = self.geometry.offset(*first);
                 let end = self.geometry.offset(first + u64::from(*count)).min(self.geometry.len());
@@ -479,9 +543,32 @@ impl<D: Target, T: Table, L: Log> Receiver<D, T, L> {
         }
     }
 
+    fn write_unit(&mut self, head: &UnitHead, content: &[u8]) -> Result<(), Fault> {
+        let UnitHead { unit, changed, zero, .. } = head;
+        let place = |leaves: &Range<usize>| {
+            let first = self.geometry.leaf_range(*unit, leaves.start).start;
+            let end = self.geometry.leaf_range(*unit, leaves.end.saturating_sub(1)).end;
+            (self.geometry.offset(*unit) + first as u64, end - first)
+        };
+        let mut carried = LeafSet::default();
+        changed.iter().filter(|leaf| !zero.contains(*leaf)).for_each(|leaf| carried.insert(leaf));
+        let mut rest = content;
+        for run in runs(&carried) {
+            let (offset, len) = place(&run);
+            let (part, behind) = rest.split_at(len.min(rest.len()));
+            rest = behind;
+            self.target.write(offset, part).map_err(Fault::Disk)?;
+        }
+        for run in runs(zero) {
+            let (offset, len) = place(&run);
+            self.target.zero(offset, len as u64).map_err(Fault::Disk)?;
+        }
+        Ok(())
+    }
+
     fn enter(&mut self, write: &Write) -> Result<(), Fault> {
         match write {
-            Write::Unit { unit, hash, digests, .. } => {
+            Write::Unit { head: UnitHead { unit, hash, .. }, digests, .. } => {
                 self.tables.leaves.set(self.leaf_place(*unit), digests).map_err(Fault::State)?;
                 self.tables.units.set(*unit, &[*hash]).map_err(Fault::State)
             }

@@ -10,11 +10,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use super::frame::{
-    Cargo, Hello, REVISION, RoundKind, RoundResult, ToReceiver, ToSender, UnitFrame, Welcome,
+    BUNDLES, Cargo, Hello, Packing, REVISION, RoundKind, RoundResult, ToReceiver, ToSender, UnitFrame,
+    UnitHead, Welcome,
 };
 use super::geometry::{Geometry, LeafSet, SEGMENT};
 use super::hash::{self, Digest, Root, Zeros};
-use super::pack::Packer;
 use super::ports::{Extent, Fault, Source, Table};
 use super::rounds::{self, Plan};
 use super::verify::Sha256;
@@ -45,8 +45,6 @@ pub struct Order {
     pub begun: Option<u32>,
     /// Name and version of the program.
     pub software: String,
-    /// Level of zstd.
-    pub level: i32,
 }
 
 /// The agent's tables.
@@ -163,10 +161,10 @@ pub struct Sender<S, T> {
     source: S,
     tables: Tables<T>,
     zeros: Zeros,
-    packer: Packer,
     phase: Phase,
     outbox: VecDeque<ToReceiver>,
     window: u64,
+    bundles: bool,
     transfer: [u8; 16],
     round: u32,
     repairs: u32,
@@ -185,6 +183,7 @@ pub struct Sender<S, T> {
     buffer: Vec<u8>,
     // Of what is under way.
     sequence: u64,
+    packed: u64,
     in_flight: VecDeque<InFlight>,
     in_flight_cost: u64,
     held: usize,
@@ -204,7 +203,6 @@ impl<S: Source, T: Table> Sender<S, T> {
     pub fn new(order: Order, source: S, tables: Tables<T>) -> Self {
         let geometry = order.geometry;
         Self {
-            packer: Packer::new(order.level),
             order,
             geometry,
             source,
@@ -213,6 +211,7 @@ impl<S: Source, T: Table> Sender<S, T> {
             phase: Phase::Silent,
             outbox: VecDeque::new(),
             window: 0,
+            bundles: false,
             transfer: [0; 16],
             round: 0,
             repairs: 0,
@@ -229,6 +228,7 @@ impl<S: Source, T: Table> Sender<S, T> {
             proof: None,
             buffer: Vec::new(),
             sequence: 0,
+            packed: 0,
             in_flight: VecDeque::new(),
             in_flight_cost: 0,
             held: 0,
@@ -246,9 +246,34 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.round
     }
 
-    /// From now on with this level of zstd.
-    pub fn set_level(&mut self, level: i32) {
-        self.packer.set_level(level);
+    /// Whether the receiver takes bundles.
+    pub fn bundles(&self) -> bool {
+        self.bundles
+    }
+
+    /// The next so many counted frames have gone as so many bytes, packed: told in their order, when it is known.
+    /// Until then they take as much of the window as their content has.
+    pub fn packed(&mut self, frames: u64, bytes: u64) {
+        if frames == 0 {
+            return;
+        }
+        self.tally.wire += bytes;
+        let range = self.packed + 1..=self.packed.saturating_add(frames).min(self.sequence);
+        self.packed = *range.end();
+        // What is acknowledged already takes nothing any more.
+        let first = self.in_flight.front().map_or(0, |flying| flying.sequence);
+        let skip = usize::try_from(range.start().saturating_sub(first)).unwrap_or(usize::MAX);
+        let these = |sequence: u64| sequence <= *range.end();
+        let under_way = self.in_flight.iter().skip(skip).take_while(|flying| these(flying.sequence));
+        let content: u64 = under_way.map(|flying| flying.cost).sum();
+        for flying in self.in_flight.iter_mut().skip(skip).take_while(|flying| these(flying.sequence)) {
+            let cost =
+                u64::try_from(u128::from(flying.cost) * u128::from(bytes) / u128::from(content.max(1)))
+                    .unwrap_or(u64::MAX)
+                    .clamp(1, flying.cost);
+            self.in_flight_cost -= flying.cost - cost;
+            flying.cost = cost;
+        }
     }
 
     /// What to do next. After [`Step::Wait`] and [`Step::Conclude`] it is asked again when the receiver has spoken.
@@ -264,7 +289,7 @@ impl<S: Source, T: Table> Sender<S, T> {
                 Phase::Silent => {
                     self.outbox.push_back(ToReceiver::Hello(Hello {
                         revision: REVISION,
-                        features: 0,
+                        features: BUNDLES,
                         cargo: Cargo::Disk,
                         len: self.geometry.len(),
                         unit: self.geometry.unit(),
@@ -315,6 +340,7 @@ impl<S: Source, T: Table> Sender<S, T> {
             return Err(Fault::Peer("a welcome without a revision or a window".into()));
         }
         self.window = welcome.window.into();
+        self.bundles = welcome.features & BUNDLES != 0;
         self.transfer = welcome.transfer;
         match rounds::plan(welcome, self.order.kind, self.order.begun) {
             Plan::Over { round } => {
@@ -623,7 +649,6 @@ impl<S: Source, T: Table> Sender<S, T> {
         }
         self.tally.units_sent += 1;
         self.tally.content += content.len() as u64;
-        let (packing, payload) = self.packer.pack(content).map_err(Fault::State)?;
         // Where the table has no leaves of this unit that can be relied on, it needs all of them.
         let stored = before.is_some() && base != self.zeros.unit(unit);
         let (leaves, digests) = if stored {
@@ -634,7 +659,9 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.whole.remove(&unit);
         self.flush_zeros();
         let held = digests.len();
-        let frame = ToReceiver::Unit(UnitFrame { unit, hash: now, changed, zero, packing, payload });
+        let head = UnitHead { unit, hash: now, changed, zero };
+        // How it is packed is decided where it is packed: beside this, and together with others.
+        let frame = ToReceiver::Unit(UnitFrame { head, packing: Packing::Raw, payload: content });
         self.fly(frame, held, Change::Unit { unit, hash: now, leaves, digests });
         Ok(())
     }
@@ -663,7 +690,6 @@ impl<S: Source, T: Table> Sender<S, T> {
         };
         self.sequence += 1;
         self.told = self.cursor;
-        self.tally.wire += cost;
         self.in_flight_cost += cost;
         self.held += held;
         self.in_flight.push_back(InFlight { sequence: self.sequence, cost, held, refused: false, change });

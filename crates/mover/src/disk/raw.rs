@@ -174,6 +174,21 @@ impl Disk {
         Some(direct)
     }
 
+    /// A second handle to the same disk.
+    ///
+    /// # Errors
+    /// When there are no more handles.
+    pub fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            path: self.path.clone(),
+            file: self.file.try_clone()?,
+            direct: self.direct.as_ref().map(File::try_clone).transpose()?,
+            block_device: self.block_device,
+            len: self.len,
+            aligned: Aligned::default(),
+        })
+    }
+
     /// Bytes of the disk.
     pub fn len(&self) -> u64 {
         self.len

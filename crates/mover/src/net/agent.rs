@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
 use super::dial::{Proxy, dial};
+use super::packing::{self, Packed};
 use super::tls;
 use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
@@ -15,12 +16,14 @@ use crate::core::evidence::{SourceStatement, Subject};
 use crate::core::frame::{Frame, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
+use crate::core::level::{Ceiling, Choice, Levels};
+use crate::core::pack::{Bundler, Load};
 use crate::core::ports::Fault;
 use crate::core::sender::{Conclusion, FRAMES, Order, Sender, Step, Tables, Tally};
 use crate::core::tree::path::TreePath;
 use crate::core::tree::ports::Trouble;
 use crate::core::tree::{self, sender};
-use crate::disk::{Disk, FileTable};
+use crate::disk::{Ahead, Disk, FileTable};
 use crate::identity::{Identity, IdentityError, make_private_dir, sign};
 use crate::tree::SourceSettings;
 
@@ -44,8 +47,10 @@ pub struct Settings {
     pub told: watch::Sender<Told>,
     /// Bytes of a leaf.
     pub leaf: u32,
-    /// Level of zstd.
-    pub level: i32,
+    /// How hard to compress.
+    pub level: Choice,
+    /// How much of one processor that may take.
+    pub ceiling: Ceiling,
     /// After so long without a session that gets anywhere, it gives up; never when absent.
     pub give_up: Option<Duration>,
 }
@@ -324,7 +329,7 @@ impl<T> Drop for Task<T> {
     }
 }
 
-/// The session's own thread: reads, hashes and packs. `None` when the connection is gone.
+/// The session's own threads: one reads and hashes, one packs. `None` when the connection is gone.
 fn drive(
     settings: &Settings,
     identity: &Identity,
@@ -332,18 +337,94 @@ fn drive(
     frames: &mpsc::Sender<Vec<u8>>,
     mut answers: mpsc::Receiver<ToSender>,
 ) -> Result<Option<Round>, AgentError> {
+    let levels = Levels::new(settings.level, settings.ceiling);
+    let stand_back = !settings.ceiling.is_all();
+    std::thread::scope(|scope| {
+        let (loads, to_pack) = std::sync::mpsc::sync_channel(packing::WAITING);
+        let (tell, packed) = std::sync::mpsc::channel();
+        let packer = scope.spawn(move || packing::run(levels, stand_back, &to_pack, frames, &tell));
+        let line = Line { bundler: Bundler::default(), loads, packed, under_way: 0 };
+        let read = read_and_hash(settings, identity, work, line, &mut answers);
+        // With the line, its loads have ended: the packer sends what is left and ends, too.
+        match packer.join() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Fault::State(error).into()),
+            Err(_) => return Err(AgentError::Defect("the thread that packs has panicked".into())),
+        }
+        match read? {
+            Read::Over(round) => Ok(Some(*round)),
+            Read::Gone(mut sender) => {
+                // Perhaps the receiver has said why.
+                while let Some(frame) = answers.blocking_recv() {
+                    sender.receive(frame)?;
+                }
+                Ok(None)
+            }
+        }
+    })
+}
+
+/// How reading ends.
+enum Read {
+    Over(Box<Round>),
+    /// The connection is gone; who still listens to it.
+    Gone(Box<Sender<Ahead, FileTable>>),
+}
+
+/// The way to the thread that packs.
+struct Line {
+    bundler: Bundler,
+    loads: std::sync::mpsc::SyncSender<Load>,
+    packed: std::sync::mpsc::Receiver<Packed>,
+    /// Loads that have not been handed to the connection yet.
+    under_way: u64,
+}
+
+/// The connection is gone.
+struct Gone;
+
+impl Line {
+    fn send(&mut self, frame: ToReceiver, together: bool) -> Result<(), Gone> {
+        let mut ready = self.bundler.add(frame, together);
+        ready.try_for_each(|load| self.load(load))?;
+        // The end of a disk that has hardly changed must not be waited for with all that has.
+        if self.under_way == 0 { self.bundler.early().map_or(Ok(()), |load| self.load(load)) } else { Ok(()) }
+    }
+
+    /// Nothing comes for a while: what has gathered goes.
+    fn flush(&mut self) -> Result<(), Gone> {
+        self.bundler.flush().map_or(Ok(()), |load| self.load(load))
+    }
+
+    fn load(&mut self, load: Load) -> Result<(), Gone> {
+        self.under_way += 1;
+        self.loads.send(load).map_err(|_| Gone)
+    }
+
+    /// Hears what has been packed; with `all` it waits until everything has been.
+    fn hear(&mut self, sender: &mut Sender<Ahead, FileTable>, all: bool) {
+        let next = |all| if all { self.packed.recv().ok() } else { self.packed.try_recv().ok() };
+        while let Some(packed) = next(all && self.under_way > 0) {
+            self.under_way = self.under_way.saturating_sub(1);
+            sender.packed(packed.frames, packed.bytes);
+        }
+    }
+}
+
+fn read_and_hash(
+    settings: &Settings,
+    identity: &Identity,
+    work: &Work,
+    mut line: Line,
+    answers: &mut mpsc::Receiver<ToSender>,
+) -> Result<Read, AgentError> {
     let disk = Disk::source(&settings.source)?;
     let geometry = Geometry::new(disk.len(), crate::core::geometry::UNIT, settings.leaf)?;
-    let order = Order {
-        geometry,
-        kind: work.kind,
-        begun: work.begun,
-        software: SOFTWARE.into(),
-        level: settings.level,
-    };
-    let mut sender = Sender::new(order, disk, tables(&settings.state)?);
+    let order = Order { geometry, kind: work.kind, begun: work.begun, software: SOFTWARE.into() };
+    let mut sender = Sender::new(order, Ahead::new(disk), tables(&settings.state)?);
     let mut progress = Progress { units: geometry.units(), ..Progress::default() };
     loop {
+        line.hear(&mut sender, false);
         while let Ok(frame) = answers.try_recv() {
             hear(&mut sender, &mut progress, frame)?;
         }
@@ -351,51 +432,48 @@ fn drive(
         progress.round = sender.round();
         progress.tally = sender.tally();
         work.progress.send_replace(progress);
-        match step {
-            Step::Send(frame) => {
-                if frames.blocking_send(frame.encode()).is_err() {
-                    return last_words(&mut sender, &mut progress, answers);
-                }
-            }
-            Step::Wait => match answers.blocking_recv() {
-                Some(frame) => hear(&mut sender, &mut progress, frame)?,
-                None => return Ok(None),
+        let sent = match step {
+            Step::Send(frame) => line.send(frame, sender.bundles()),
+            Step::Wait => match line.flush() {
+                Ok(()) => match answers.blocking_recv() {
+                    Some(frame) => {
+                        hear(&mut sender, &mut progress, frame)?;
+                        Ok(())
+                    }
+                    None => Err(Gone),
+                },
+                Err(gone) => Err(gone),
             },
             Step::Conclude(conclusion) => {
+                // What the agent vouches for says how many bytes it was.
+                line.hear(&mut sender, true);
                 let end = signed(identity, geometry, work, sender.tally(), &conclusion)?;
-                if frames.blocking_send(ToReceiver::RoundEnd(end).encode()).is_err() {
-                    return last_words(&mut sender, &mut progress, answers);
-                }
+                line.send(ToReceiver::RoundEnd(end), false)
             }
             Step::Over { round, result } => {
                 // Whether the farewell is heard changes nothing.
-                let _ = frames.blocking_send(ToReceiver::Bye.encode());
-                return Ok(Some(Round {
+                let _ = line.send(ToReceiver::Bye, false);
+                return Ok(Read::Over(Box::new(Round {
                     round,
                     result,
                     tally: sender.tally(),
                     tree: None,
                     sessions: 1,
                     wire: 0,
-                }));
+                })));
             }
+        };
+        if sent.is_err() {
+            return Ok(Read::Gone(Box::new(sender)));
         }
     }
 }
 
-/// The connection is gone; perhaps the receiver has said why.
-fn last_words(
-    sender: &mut Sender<Disk, FileTable>,
+fn hear(
+    sender: &mut Sender<Ahead, FileTable>,
     progress: &mut Progress,
-    mut answers: mpsc::Receiver<ToSender>,
-) -> Result<Option<Round>, AgentError> {
-    while let Some(frame) = answers.blocking_recv() {
-        hear(sender, progress, frame)?;
-    }
-    Ok(None)
-}
-
-fn hear(sender: &mut Sender<Disk, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
+    frame: ToSender,
+) -> Result<(), Fault> {
     if let ToSender::Reading { done, total } = frame {
         progress.reading = Some((done, total));
     }

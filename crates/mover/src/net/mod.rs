@@ -4,6 +4,7 @@ pub mod agent;
 pub mod dial;
 pub mod enrol;
 pub mod lease;
+mod packing;
 pub mod receive;
 pub mod tls;
 pub mod tree;

@@ -285,7 +285,7 @@ async fn carry<F: Frame + Send + 'static>(
     engine: impl FnOnce(&Engine<'_>, mpsc::Receiver<Event<F>>) -> anyhow::Result<()> + Send + 'static,
 ) -> anyhow::Result<()> {
     let Session { source, certificate, number, writing } = session;
-    let (events, engine_events) = mpsc::channel::<Event<F>>(4);
+    let (events, engine_events) = mpsc::channel::<Event<F>>(2);
     let (answers, outgoing) = mpsc::channel::<Vec<u8>>(64);
     let mut writer = tokio::spawn(async move {
         let (_rate, unlimited) = watch::channel(None);
@@ -333,8 +333,14 @@ async fn pump<F: Frame>(
     let ticking = async {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut spoken = tokio::time::Instant::now();
         loop {
             tick.tick().await;
+            if spoken.elapsed() >= wire::PING {
+                // On a thin line one frame may take longer than an agent waits for a word, and it cannot ask meanwhile.
+                let _ = answers.try_send(ToSender::Pong.encode());
+                spoken = tokio::time::Instant::now();
+            }
             if events.send(Event::Tick).await.is_err() {
                 return;
             }

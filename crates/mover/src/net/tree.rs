@@ -89,8 +89,12 @@ pub(super) fn drive(
 ) -> Result<Option<Round>, AgentError> {
     let source = TreeSource::open(&settings.source, tree.clone())
         .map_err(|error| AgentError::State { path: settings.source.clone(), error })?;
-    let order =
-        Order { kind: work.kind, begun: work.begun, software: SOFTWARE.into(), level: settings.level };
+    let order = Order {
+        kind: work.kind,
+        begun: work.begun,
+        software: SOFTWARE.into(),
+        level: settings.level.or_usual(),
+    };
     let mut sender = Sender::new(order, source, shelf(&settings.state)?);
     let mut progress = Progress::default();
     let hear = |sender: &mut Sender<_, _>, progress: &mut Progress, frame: ToSender| {
