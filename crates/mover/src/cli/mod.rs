@@ -183,6 +183,10 @@ struct AgentArgs {
     /// Go into directories on which another file system is mounted, too.
     #[arg(long, requires = "tree")]
     cross_file_systems: bool,
+    /// Free space of ext2, ext3 and ext4, by their bitmaps, is not read: it is zeros on the target. On the disk itself or
+    /// in partitions; whatever is not known for sure is read. The last round needs them unmounted, read-only or frozen.
+    #[arg(long, conflicts_with = "tree")]
+    skip_free: bool,
     /// Where the receiver is, when it is not where the token said.
     #[arg(long, value_name = "HOST:PORT")]
     connect: Option<String>,
@@ -493,6 +497,7 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
         address: address.clone(),
         proxy: args.out.proxy()?,
         told: watch::Sender::default(),
+        skip_free: args.skip_free,
         leaf: args.leaf,
         level: args.level,
         give_up: args.give_up_after,
@@ -681,6 +686,9 @@ fn verify_evidence(
         (&evidence.target, there.ended, receiver_uri(&subject.target)),
     ])?;
     output.evidence(subject, &there);
+    if let Some(skipped) = &source.skipped {
+        output.skipped(skipped);
+    }
     let Some(target) = target else { return Ok(ExitCode::SUCCESS) };
     let mut disk = Disk::source(target)?;
     let found = read_root(&mut disk, subject.geometry)?;

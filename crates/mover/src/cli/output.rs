@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::core::evidence::{Subject, TargetStatement};
 use crate::core::frame::RoundKind;
+use crate::core::free::Skipped;
 use crate::core::hash::Digest;
 use crate::core::journal::Record;
 use crate::core::tree;
@@ -274,6 +275,15 @@ impl Output {
             target.ended
         );
         self.tell("evidence", json!({ "subject": subject, "target": target }), &text);
+    }
+
+    /// What evidence says about free space.
+    pub fn skipped(&self, skipped: &Skipped) {
+        let text = format!(
+            "{} bytes of it were free space that was not read at the source: they are zeros on the target",
+            skipped.bytes
+        );
+        self.tell("skipped", json!({ "skipped": skipped }), &text);
     }
 
     /// Whether a target is still what evidence says.

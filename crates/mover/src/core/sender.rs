@@ -246,6 +246,11 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.round
     }
 
+    /// The disk that is read.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// From now on with this level of zstd.
     pub fn set_level(&mut self, level: i32) {
         self.packer.set_level(level);

@@ -12,6 +12,7 @@ use super::tls;
 use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{SourceStatement, Subject};
+use crate::core::free::{Free, Skipped};
 use crate::core::frame::{Frame, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
@@ -42,6 +43,8 @@ pub struct Settings {
     pub proxy: Option<Proxy>,
     /// What it tells the gateway.
     pub told: watch::Sender<Told>,
+    /// Whether free space of the disk's file systems is taken for zeros.
+    pub skip_free: bool,
     /// Bytes of a leaf.
     pub leaf: u32,
     /// Level of zstd.
@@ -160,7 +163,9 @@ pub async fn round(
     loop {
         sessions += 1;
         let (progress, mut seen) = watch::channel(Progress::default());
-        let work = Work { kind, begun, began, progress };
+        // What is said about the disk is said once, not after each cut.
+        let words = (sessions == 1).then(|| output.clone());
+        let work = Work { kind, begun, began, progress, words };
         let ended = {
             let session = session(settings, identity, Arc::clone(&config), work, rate.clone());
             tokio::pin!(session);
@@ -240,6 +245,7 @@ pub(super) struct Work {
     pub(super) begun: Option<u32>,
     pub(super) began: Timestamp,
     pub(super) progress: watch::Sender<Progress>,
+    pub(super) words: Option<Output>,
 }
 
 async fn session(
@@ -341,7 +347,8 @@ fn drive(
         software: SOFTWARE.into(),
         level: settings.level,
     };
-    let mut sender = Sender::new(order, disk, tables(&settings.state)?);
+    let source = source(settings, work, disk)?;
+    let mut sender = Sender::new(order, source, tables(&settings.state)?);
     let mut progress = Progress { units: geometry.units(), ..Progress::default() };
     loop {
         while let Ok(frame) = answers.try_recv() {
@@ -362,7 +369,14 @@ fn drive(
                 None => return Ok(None),
             },
             Step::Conclude(conclusion) => {
-                let end = signed(identity, geometry, work, sender.tally(), &conclusion)?;
+                let source = sender.source();
+                if work.kind == RoundKind::Proof
+                    && let Some(at) = source.changed(geometry.len()).map_err(Fault::Disk)?
+                {
+                    return Err(Fault::Stirred(at).into());
+                }
+                let skipped = source.skipped();
+                let end = signed(identity, geometry, work, sender.tally(), skipped, &conclusion)?;
                 if frames.blocking_send(ToReceiver::RoundEnd(end).encode()).is_err() {
                     return last_words(&mut sender, &mut progress, answers);
                 }
@@ -383,9 +397,24 @@ fn drive(
     }
 }
 
+/// The disk as this session reads it.
+fn source(settings: &Settings, work: &Work, disk: Disk) -> Result<Free<Disk>, AgentError> {
+    if !settings.skip_free {
+        return Ok(Free::nothing(disk));
+    }
+    // What is allocated in memory only would be free on the disk.
+    rustix::fs::sync();
+    let len = disk.len();
+    let (free, words) = Free::skipping(disk, len, work.kind).map_err(Fault::Disk)?;
+    if let Some(output) = &work.words {
+        words.iter().for_each(|words| output.note(words));
+    }
+    Ok(free)
+}
+
 /// The connection is gone; perhaps the receiver has said why.
 fn last_words(
-    sender: &mut Sender<Disk, FileTable>,
+    sender: &mut Sender<Free<Disk>, FileTable>,
     progress: &mut Progress,
     mut answers: mpsc::Receiver<ToSender>,
 ) -> Result<Option<Round>, AgentError> {
@@ -395,7 +424,7 @@ fn last_words(
     Ok(None)
 }
 
-fn hear(sender: &mut Sender<Disk, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
+fn hear(sender: &mut Sender<Free<Disk>, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
     if let ToSender::Reading { done, total } = frame {
         progress.reading = Some((done, total));
     }
@@ -407,6 +436,7 @@ fn signed(
     geometry: Geometry,
     work: &Work,
     tally: Tally,
+    skipped: Option<Skipped>,
     conclusion: &Conclusion,
 ) -> Result<RoundEnd, AgentError> {
     let statement = SourceStatement {
@@ -425,6 +455,7 @@ fn signed(
         software: SOFTWARE.into(),
         tally,
         repairs: conclusion.repairs,
+        skipped,
     };
     let statement = serde_json::to_vec(&statement).map_err(|error| AgentError::Defect(error.to_string()))?;
     let signature = sign(identity, &statement)?;
