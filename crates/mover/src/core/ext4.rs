@@ -14,8 +14,8 @@ use super::ports::Source;
 
 /// A running checksum begins with what came out of the one before, so nothing is turned over at the end.
 const CASTAGNOLI: Algorithm<u32> = Algorithm { xorout: 0, ..CRC_32_ISCSI };
-const CRC32C: Crc<u32> = Crc::<u32>::new(&CASTAGNOLI);
-const CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
+static CRC32C: Crc<u32> = Crc::<u32>::new(&CASTAGNOLI);
+static CRC16: Crc<u16> = Crc::<u16>::new(&CRC_16_MODBUS);
 
 /// Groups of a file system at most: 512 TiB with blocks of 4 KiB.
 const GROUPS: u64 = 1 << 22;
@@ -202,7 +202,10 @@ impl Ext4 {
             (features[2], KNOWN[2], "ro_compat"),
         ] {
             if has & !known != 0 {
-                return Ok(Found::Odd(format!("it has features ({kind} {:#x}) that are not known", has & !known)));
+                return Ok(Found::Odd(format!(
+                    "it has features ({kind} {:#x}) that are not known",
+                    has & !known
+                )));
             }
         }
         let (size, cluster) = (number::<4>(raw, 0x18), number::<4>(raw, 0x1C));
@@ -456,7 +459,9 @@ impl Ext4 {
         group: u64,
         digest: Option<&mut blake3::Hasher>,
     ) -> io::Result<Option<Vec<u8>>> {
-        let Some(about) = self.groups.get(group as usize).filter(|about| about.sound) else { return Ok(None) };
+        let Some(about) = self.groups.get(group as usize).filter(|about| about.sound) else {
+            return Ok(None);
+        };
         let count = self.clusters_per_group as usize / 8;
         let mut bits = vec![0; count];
         if !about.uninit {
@@ -476,8 +481,8 @@ impl Ext4 {
         let end = (start + self.blocks_per_group).min(self.blocks);
         let from = self.tables.partition_point(|table| table.end <= start);
         for table in self.tables[from..].iter().take_while(|table| table.start < end) {
-            let clusters =
-                (table.start.max(start) - start) / self.ratio..(table.end.min(end) - start).div_ceil(self.ratio);
+            let clusters = (table.start.max(start) - start) / self.ratio
+                ..(table.end.min(end) - start).div_ceil(self.ratio);
             for cluster in clusters {
                 let (byte, bit) = (cluster as usize / 8, 1 << (cluster % 8));
                 if !about.uninit && bits[byte] & bit == 0 {

@@ -21,12 +21,15 @@ use super::frame::RoundKind;
 use super::partitions::{Layout, layout};
 use super::ports::{Extent, Source};
 
+/// File systems that evidence names at most: a statement has an end.
+pub const NAMED: usize = 32;
+
 /// Free space that was taken for zeros, and is zeros on the target.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// Bytes, in all.
     pub bytes: u64,
-    /// The file systems whose word was taken.
+    /// The file systems whose word was taken, the first [`NAMED`].
     pub file_systems: Vec<SkippedIn>,
 }
 
@@ -103,23 +106,30 @@ impl<S: Source> Free<S> {
             let survey = ext4.survey(&mut inner)?;
             let doubtful = match survey.doubtful {
                 0 => String::new(),
-                count => format!("; {count} of its {} groups are read whole: their tables do not agree", ext4.groups()),
+                count => format!(
+                    "; {count} of its {} groups are read whole: their tables do not agree",
+                    ext4.groups()
+                ),
             };
             let mib = survey.free >> 20;
             words.push(format!("at byte {place}: {mib} MiB of ext4 {ext4} are free and not read{doubtful}"));
             systems.push(System { ext4: *ext4, survey });
         }
         if words.is_empty() {
-            words.push("free space is read, too: there is no ext4 on a partition or on the disk itself".into());
+            words.push(
+                "free space is read, too: there is no ext4 on a partition or on the disk itself".into(),
+            );
         }
         Ok((Self { inner, systems, at: None }, words))
     }
 
     /// What was skipped, for evidence; none when nothing could be.
     pub fn skipped(&self) -> Option<Skipped> {
+        let bytes = self.systems.iter().map(|system| system.survey.free).sum();
         let file_systems: Vec<_> = self
             .systems
             .iter()
+            .take(NAMED)
             .map(|System { ext4, survey }| SkippedIn {
                 offset: ext4.span().start,
                 kind: "ext4".into(),
@@ -129,7 +139,6 @@ impl<S: Source> Free<S> {
                 clean: ext4.is_clean(),
             })
             .collect();
-        let bytes = file_systems.iter().map(|one| one.bytes).sum();
         (!file_systems.is_empty()).then_some(Skipped { bytes, file_systems })
     }
 

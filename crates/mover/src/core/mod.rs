@@ -25,5 +25,6 @@ pub mod rounds;
 pub mod sender;
 pub mod share;
 pub mod sni;
+pub mod speed;
 pub mod tree;
 pub mod verify;

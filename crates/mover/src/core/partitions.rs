@@ -13,7 +13,7 @@ use super::ports::Source;
 const MOST: usize = 256;
 /// Reads begin and end at multiples of this.
 const ALIGNMENT: u64 = 4096;
-const CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
+static CRC: Crc<u32> = Crc::<u32>::new(&CRC_32_ISO_HDLC);
 
 /// How a disk is divided.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,8 @@ pub enum Layout {
 /// Of the disk; also when they are behind its end.
 pub(super) fn bytes(source: &mut impl Source, len: u64, offset: u64, count: usize) -> io::Result<Vec<u8>> {
     let end = offset.checked_add(count as u64).filter(|end| *end <= len);
-    let end = end.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "behind the end of the disk"))?;
+    let end =
+        end.ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "behind the end of the disk"))?;
     let start = offset / ALIGNMENT * ALIGNMENT;
     let mut buffer = vec![0; (end.next_multiple_of(ALIGNMENT).min(len) - start) as usize];
     source.read(start, &mut buffer)?;
@@ -175,7 +176,8 @@ fn gpt(source: &mut impl Source, len: u64) -> io::Result<Parts> {
         let mut parts = Vec::new();
         for entry in table.chunks_exact(entry as usize).filter(|entry| entry[..16] != [0; 16]) {
             let last = number::<8>(entry, 40).checked_add(1);
-            match (number::<8>(entry, 32).checked_mul(sector), last.and_then(|last| last.checked_mul(sector))) {
+            match (number::<8>(entry, 32).checked_mul(sector), last.and_then(|last| last.checked_mul(sector)))
+            {
                 (Some(start), Some(end)) => parts.push(start..end),
                 _ => return Ok(Err("its partitions overlap or end behind the disk")),
             }

@@ -12,8 +12,8 @@ use super::tls;
 use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{SourceStatement, Subject};
-use crate::core::free::{Free, Skipped};
 use crate::core::frame::{Frame, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
+use crate::core::free::{Free, Skipped};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
 use crate::core::ports::Fault;
@@ -175,7 +175,7 @@ pub async fn round(
                     Ok(()) = seen.changed() => {
                         let seen = seen.borrow_and_update();
                         settings.told.send_modify(|told| told.left = seen.left());
-                        output.progress(&seen);
+                        output.progress(&seen, kind);
                     }
                 }
             }
@@ -227,8 +227,10 @@ pub struct Progress {
     pub tally: Tally,
     /// Those of a tree.
     pub tree: Option<sender::Tally>,
-    /// Units that the receiver has read back, and how many that will be; of a proof.
+    /// Units or entries that the receiver has read back, and how many that will be; of a proof.
     pub reading: Option<(u64, u64)>,
+    /// Entries that the receiver has put in their places, and how many that will be; of a tree.
+    pub settling: Option<(u64, u64)>,
 }
 
 impl Progress {
@@ -424,7 +426,11 @@ fn last_words(
     Ok(None)
 }
 
-fn hear(sender: &mut Sender<Free<Disk>, FileTable>, progress: &mut Progress, frame: ToSender) -> Result<(), Fault> {
+fn hear(
+    sender: &mut Sender<Free<Disk>, FileTable>,
+    progress: &mut Progress,
+    frame: ToSender,
+) -> Result<(), Fault> {
     if let ToSender::Reading { done, total } = frame {
         progress.reading = Some((done, total));
     }
