@@ -44,7 +44,7 @@ isolation-report: build ## Write docs/security/isolation.md from the answers of 
 	@$(TESTBED) run --nodes 2 --postgres 1 -- sh -c '$(TESTBED) install && CONME_WRITE_REPORT=1 cargo test --locked -p conme-stories --test tenants every_check'
 
 soak: build ## Faults for a long time: 200 kills a seed (SEEDS="1 2 3" or SOAK_MINUTES=120; about 25 minutes a seed)
-	@cargo test --locked -p conme-stories --no-run
+	@cargo test --locked -p conme-stories -p conme-mover --no-run
 	@tests/soak.sh
 
 N ?= 22 200 1000
