@@ -138,6 +138,17 @@ fn an_agent_that_is_killed_in_a_hook_opens_the_server_when_it_starts_again() {
     while !id.exists() {
         std::thread::yield_now();
     }
+    // Killed before it has noted the process, it would know of the hook, but not what to end of it.
+    let noted = |id: i32| {
+        let text = std::fs::read(site.path("agent/cut-over.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        state["begun"].as_array().is_some_and(|begun| begun.iter().any(|begun| begun["process"]["id"] == id))
+    };
+    let until = Instant::now() + LIMIT;
+    while !noted(number(&id).as_raw_pid()) {
+        assert!(Instant::now() < until, "the process of the hook is never noted");
+        std::thread::yield_now();
+    }
     agent.kill();
     let hook = number(&id);
     assert!(test_kill_process(hook).is_ok(), "the hook works on without its agent");
@@ -175,7 +186,7 @@ fn a_directory_is_cut_over_like_a_disk_and_opened_again_when_it_cannot_be_proven
     let agent = |more: &[&str]| {
         let args = ["agent", "--state", "agent", "--tree", "tree", "--connect", &address];
         let cut = ["--cut-over", "--hooks", "hooks.yaml"];
-        let mut agent = Running::start(&site, &[&args, &cut, more].concat());
+        let mut agent = Running::start(&site, &[&args[..], &cut, more].concat());
         let code = agent.end().code();
         (agent, code)
     };

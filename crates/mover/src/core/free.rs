@@ -111,8 +111,16 @@ impl<S: Source> Free<S> {
                     ext4.groups()
                 ),
             };
+            let mounted = match ext4.is_clean() {
+                true => "",
+                false => {
+                    "; it is mounted for writing: the last round reads them all the same, unless it stands still by then"
+                }
+            };
             let mib = survey.free >> 20;
-            words.push(format!("at byte {place}: {mib} MiB of ext4 {ext4} are free and not read{doubtful}"));
+            words.push(format!(
+                "at byte {place}: {mib} MiB of ext4 {ext4} are free and not read{doubtful}{mounted}"
+            ));
             systems.push(System { ext4: *ext4, survey });
         }
         if words.is_empty() {
