@@ -139,6 +139,17 @@ fn an_agent_that_is_killed_in_a_hook_opens_the_server_when_it_starts_again() {
     while !id.exists() {
         std::thread::yield_now();
     }
+    // Killed before it has noted the process, it would know of the hook, but not what to end of it.
+    let noted = |id: i32| {
+        let text = std::fs::read(site.path("agent/cut-over.json")).unwrap();
+        let state: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        state["begun"].as_array().is_some_and(|begun| begun.iter().any(|begun| begun["process"]["id"] == id))
+    };
+    let until = Instant::now() + LIMIT;
+    while !noted(number(&id).as_raw_pid()) {
+        assert!(Instant::now() < until, "the process of the hook is never noted");
+        std::thread::yield_now();
+    }
     agent.kill();
     let hook = number(&id);
     assert!(test_kill_process(hook).is_ok(), "the hook works on without its agent");
@@ -161,6 +172,57 @@ fn an_agent_that_is_killed_in_a_hook_opens_the_server_when_it_starts_again() {
     kill_process(Pid::from_raw(agent.id()).unwrap(), Signal::TERM).unwrap();
     assert_eq!(agent.end().code(), Some(6), "{:#?}", agent.seen);
     assert_eq!(log(&site), "stop fence unfence start stop fence unfence start ");
+}
+
+#[test]
+fn a_directory_is_cut_over_like_a_disk_and_opened_again_when_it_cannot_be_proven() {
+    if !possible("a_directory_is_cut_over_like_a_disk_and_opened_again_when_it_cannot_be_proven") {
+        return;
+    }
+    let site = Site::enrolled();
+    std::fs::create_dir_all(site.path("tree/uffici")).unwrap();
+    std::fs::write(site.path("tree/uffici/atti"), support::noise(1, 900_000)).unwrap();
+    // While people work this is still written to; the fence ends that, with a last word.
+    hooks(&site, &format!("echo ultimo > {}", site.path("tree/uffici/registro").display()));
+    let receiver = site.receiving("--into", "copy", &[]);
+    let address = receiver.address();
+    let agent = |more: &[&str]| {
+        let args = ["agent", "--state", "agent", "--tree", "tree", "--connect", &address];
+        let cut = ["--cut-over", "--hooks", "hooks.yaml"];
+        let mut agent = Running::start(&site, &[&args[..], &cut, more].concat());
+        let code = agent.end().code();
+        (agent, code)
+    };
+
+    // A fence that fails: the server works again, and the directory can go on.
+    let broken =
+        std::fs::read_to_string(site.path("hooks.yaml")).unwrap().replace("; echo ultimo", "; false");
+    let good = std::fs::read_to_string(site.path("hooks.yaml")).unwrap();
+    std::fs::write(site.path("hooks.yaml"), broken).unwrap();
+    let (told, code) = agent(&[]);
+    assert_eq!(code, Some(6), "{:#?}", told.seen);
+    assert_eq!(log(&site), "stop fence unfence start ");
+    assert!(!told.seen.iter().any(|event| event["event"] == "cutOver"));
+
+    std::fs::remove_file(site.path("log")).unwrap();
+    std::fs::write(site.path("hooks.yaml"), good).unwrap();
+    let (told, code) = agent(&[]);
+    assert_eq!(code, Some(0), "{:#?}", told.seen);
+    assert_eq!(log(&site), "stop fence freeze thaw ");
+    let names: Vec<_> = told.seen.iter().filter_map(|event| event["event"].as_str()).collect();
+    let place = |name: &str| names.iter().position(|told| *told == name).unwrap();
+    assert!(place("round") < place("hook"), "people waited for the copy: {names:?}");
+    assert_eq!(names.last(), Some(&"cutOver"), "{names:?}");
+    assert_eq!(told.last("round")["purpose"], "proof");
+    for name in ["uffici/atti", "uffici/registro"] {
+        assert!(same(&site.path("tree").join(name), &site.path("copy").join(name)), "{name}");
+    }
+
+    // The copy may be in use by now; a person opens the source again.
+    let (told, code) = agent(&[]);
+    assert_eq!(code, Some(1), "{:#?}", told.seen);
+    site.ok(&["reopen", "--state", "agent"]);
+    assert_eq!(log(&site), "stop fence freeze thaw unfence start ");
 }
 
 fn number(path: &Path) -> Pid {

@@ -31,10 +31,11 @@ fn writer(disk: File, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
 
 #[test]
 fn either_end_is_killed_again_and_again_while_the_source_is_written_to() {
-    let kills: u64 = match std::env::var("CONME_MOVER_KILLS") {
-        Ok(kills) => kills.parse().expect("CONME_MOVER_KILLS is a number"),
-        Err(_) => 20,
+    let number = |name: &str, otherwise: u64| {
+        std::env::var(name).map_or(otherwise, |value| value.parse().expect("a number of the environment"))
     };
+    let (kills, seed) = (number("CONME_MOVER_KILLS", 20), number("CONME_SEED", 0));
+    println!("again: CONME_SEED={seed} CONME_MOVER_KILLS={kills} cargo test -p conme-mover --test kills");
     let site = Site::enrolled();
     let disk = File::options().read(true).write(true).create_new(true).open(site.path("disk")).unwrap();
     disk.write_all_at(&noise(0, usize::try_from(MIB << 20).unwrap()), 0).unwrap();
@@ -55,7 +56,7 @@ fn either_end_is_killed_again_and_again_while_the_source_is_written_to() {
     let send = || site.agent(&address, &["--rounds", "--every", "1s", "--cap", "40mbit"]);
     let mut agent = send();
     for kill in 0..kills {
-        let chance = noise(kill + 1_000_000, 2);
+        let chance = noise((seed << 32) + kill + 1_000_000, 2);
         // The moment is after some events of the agent, whatever they are.
         for _ in 0..=chance[0] % 4 {
             agent.any_event();

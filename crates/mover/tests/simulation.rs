@@ -4,7 +4,7 @@
 //! its disk full or its `fsync` failing; frames are damaged after decryption, and bits rot on the target. In the end
 //! the target has to be what the source is, and nothing that was acknowledged and stayed the same may have been sent
 //! twice. `CONME_SEED=17 cargo test -p conme-mover --test simulation` plays one seed again,
-//! `CONME_SEEDS=100000` as many.
+//! `CONME_SEEDS=100000` as many, from that seed on.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
@@ -591,9 +591,10 @@ fn play(seed: u64) {
 fn whatever_goes_wrong_the_target_becomes_what_the_source_is() {
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().unwrap());
     let seeds = match number("CONME_SEED") {
-        Some(seed) => seed..seed + 1,
+        Some(seed) => seed..seed + number("CONME_SEEDS").unwrap_or(1),
         None => 0..number("CONME_SEEDS").unwrap_or(1500),
     };
+    println!("seeds {seeds:?}");
     for seed in seeds {
         if let Err(panic) = std::panic::catch_unwind(|| play(seed)) {
             println!("seed {seed} fails: CONME_SEED={seed} cargo test -p conme-mover --test simulation");

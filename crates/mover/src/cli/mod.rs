@@ -18,10 +18,11 @@ use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 use jiff::{SignedDuration, Timestamp};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use moving::{Mover, Wish};
-pub use output::{Form, Output};
+pub use output::{Form, Output, Pass, Stage};
 use person::Person;
 
 use crate::core::calendar::{BadRate, Rate};
@@ -191,6 +192,10 @@ struct AgentArgs {
     /// Go into directories on which another file system is mounted, too.
     #[arg(long, requires = "tree")]
     cross_file_systems: bool,
+    /// Free space of ext2, ext3 and ext4, by their bitmaps, is not read: it is zeros on the target. On the disk itself or
+    /// in partitions; whatever is not known for sure is read. The last round needs them unmounted, read-only or frozen.
+    #[arg(long, conflicts_with = "tree")]
+    skip_free: bool,
     /// Where the receiver is, when it is not where the token said.
     #[arg(long, value_name = "HOST:PORT")]
     connect: Option<String>,
@@ -518,6 +523,7 @@ async fn send(args: AgentArgs, output: &Output) -> anyhow::Result<ExitCode> {
         address: address.clone(),
         proxy: args.out.proxy()?,
         told: watch::Sender::default(),
+        skip_free: args.skip_free,
         leaf: args.leaf,
         level: args.level.map_or(Choice::Line, Choice::Fixed),
         ceiling: Ceiling::percent(args.cpu),
@@ -642,7 +648,10 @@ fn verify_state(state: &Path, target: &Path, output: &Output) -> anyhow::Result<
     }
     let mut tables = receive::tables(state)?;
     let mut verifier = Verifier::new(transfer.geometry);
-    while verifier.step(&mut disk, &mut tables.units, &mut tables.leaves)?.is_some() {}
+    let geometry = transfer.geometry;
+    while verifier.step(&mut disk, &mut tables.units, &mut tables.leaves)?.is_some() {
+        output.pass(&reading(verifier.done(), geometry.units(), Some(geometry.unit().into())), Value::Null);
+    }
     let found = verifier.finish();
     if found.damaged > 0 {
         // The tables say now what is on the disk: with the next session the agent sends what is missing.
@@ -652,6 +661,20 @@ fn verify_state(state: &Path, target: &Path, output: &Output) -> anyhow::Result<
     }
     output.verified(&found, disk.around().word());
     Ok(if found.damaged > 0 { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
+}
+
+/// How far a target is read back outside of a round.
+fn reading(done: u64, total: u64, unit: Option<u64>) -> Pass {
+    Pass {
+        round: 0,
+        purpose: None,
+        stage: Stage::ReadingBack,
+        done,
+        total: Some(total),
+        unit,
+        wire: 0,
+        saved: None,
+    }
 }
 
 fn verify_tree(
@@ -664,7 +687,7 @@ fn verify_tree(
     let target = TreeTarget::open(target, transfer.settings.clone(), true, false)?;
     let shelf = crate::net::tree::shelf(state)?;
     let mut receiver = tree::receiver::Receiver::open(target, shelf, transfer.id, 1, Budget::NONE)?;
-    let found = receiver.verify(|_, _| {})?;
+    let found = receiver.verify(|done, total| output.pass(&reading(done, total, None), Value::Null))?;
     output.tree_verified(&found);
     Ok(if found.damaged > 0 { ExitCode::from(DIFFERS) } else { ExitCode::SUCCESS })
 }
@@ -707,9 +730,12 @@ fn verify_evidence(
         (&evidence.target, there.ended, receiver_uri(&subject.target)),
     ])?;
     output.evidence(subject, &there);
+    if let Some(skipped) = &source.skipped {
+        output.skipped(skipped);
+    }
     let Some(target) = target else { return Ok(ExitCode::SUCCESS) };
     let mut disk = Disk::source(target)?;
-    let found = read_root(&mut disk, subject.geometry)?;
+    let found = read_root(&mut disk, subject.geometry, output)?;
     let same =
         found.root == Some(subject.root) && subject.sha256.is_none_or(|sha256| sha256.0 == found.sha256);
     output.still(same, target, disk.around().word());
@@ -717,7 +743,11 @@ fn verify_evidence(
 }
 
 /// Root and SHA-256 of a disk alone, without tables to compare with.
-fn read_root(disk: &mut Disk, geometry: crate::core::geometry::Geometry) -> anyhow::Result<Verified> {
+fn read_root(
+    disk: &mut Disk,
+    geometry: crate::core::geometry::Geometry,
+    output: &Output,
+) -> anyhow::Result<Verified> {
     use crate::core::hash;
     use crate::core::ports::Source as _;
     use crate::core::verify::Sha256;
@@ -727,6 +757,7 @@ fn read_root(disk: &mut Disk, geometry: crate::core::geometry::Geometry) -> anyh
         disk.read(geometry.offset(unit), &mut content)?;
         sha256.add(&content);
         root.add(&hash::unit(&geometry, unit, &hash::leaves(&geometry, &content)));
+        output.pass(&reading(unit + 1, geometry.units(), Some(geometry.unit().into())), Value::Null);
     }
     Ok(Verified { root: root.finish(), sha256: sha256.finish(), ..Verified::default() })
 }

@@ -1,17 +1,20 @@
 //! What happens, told to a person or to a program.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
 use crate::core::evidence::{Subject, TargetStatement};
 use crate::core::frame::RoundKind;
+use crate::core::free::Skipped;
 use crate::core::hash::Digest;
 use crate::core::journal::Record;
+use crate::core::speed::Speed;
 use crate::core::tree;
 use crate::core::tree::evidence::{TreeSubject, TreeTarget};
 use crate::core::verify::Verified;
@@ -30,14 +33,76 @@ pub enum Form {
 #[derive(Debug, Clone)]
 pub struct Output {
     form: Form,
-    told: Arc<Mutex<Option<Instant>>>,
+    began: Instant,
+    /// When and of what progress was told last.
+    told: Arc<Mutex<Told>>,
     last: Arc<Mutex<Value>>,
+    /// On a terminal: the one line that moves.
+    bar: Option<ProgressBar>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    at: Option<Instant>,
+    of: (u32, Option<Stage>),
+    speed: Speed,
+}
+
+/// What is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Stage {
+    /// The source is read and sent.
+    Sending,
+    /// What comes is written.
+    Receiving,
+    /// A tree is put in its place.
+    Placing,
+    /// The target is read back from its disk.
+    ReadingBack,
+}
+
+impl Stage {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Sending => "sent",
+            Self::Receiving => "received",
+            Self::Placing => "put in place",
+            Self::ReadingBack => "read back",
+        }
+    }
+}
+
+/// How far something is.
+#[derive(Debug, Clone, Copy)]
+pub struct Pass {
+    /// The round; 0 outside of any.
+    pub round: u32,
+    /// What the round is for.
+    pub purpose: Option<RoundKind>,
+    /// What is under way.
+    pub stage: Stage,
+    /// How much is done, and of how much if that is known.
+    pub done: u64,
+    /// All there is to do.
+    pub total: Option<u64>,
+    /// Bytes of one of these; none for entries of a tree.
+    pub unit: Option<u64>,
+    /// Bytes on the line in this session.
+    pub wire: u64,
+    /// Bytes that had not to be sent in this session, where that is known.
+    pub saved: Option<u64>,
 }
 
 impl Output {
     /// In this form.
     pub fn new(form: Form) -> Self {
-        Self { form, told: Arc::default(), last: Arc::default() }
+        let bar = (form == Form::Plain && std::io::stderr().is_terminal()).then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            bar.set_style(style(false));
+            bar
+        });
+        Self { form, began: Instant::now(), told: Arc::default(), last: Arc::default(), bar }
     }
 
     /// What was told last, as an event with its words.
@@ -52,11 +117,62 @@ impl Output {
         }
         let last = json!({ "event": fields, "words": text });
         *self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = last;
+        let is_end =
+            matches!(event, "round" | "waiting" | "error" | "verified" | "pause" | "cutOver" | "reopened");
+        if let Some(bar) = self.bar.as_ref().filter(|_| is_end) {
+            bar.finish_and_clear();
+        }
         // Nobody may be listening any more: that is no reason to stop a transfer.
-        let _ = match self.form {
-            Form::Plain => writeln!(std::io::stderr().lock(), "{text}"),
-            Form::Json => writeln!(std::io::stdout().lock(), "{fields}"),
+        let _ = match (self.form, &self.bar) {
+            (Form::Plain, Some(bar)) if event == "progress" => {
+                bar.set_message(text.to_owned());
+                Ok(())
+            }
+            // Lines stay above the one that moves.
+            (Form::Plain, Some(bar)) => bar.suspend(|| writeln!(std::io::stderr().lock(), "{text}")),
+            (Form::Plain, None) => writeln!(std::io::stderr().lock(), "{text}"),
+            (Form::Json, _) => writeln!(std::io::stdout().lock(), "{fields}"),
         };
+    }
+
+    /// How far something is; now and then. `more` are fields for programs.
+    pub fn pass(&self, pass: &Pass, more: Value) {
+        let every = match (self.form, &self.bar) {
+            (_, Some(_)) => Duration::from_millis(100),
+            (Form::Plain, None) => Duration::from_secs(5),
+            (Form::Json, _) => Duration::from_millis(250),
+        };
+        let (rate, left) = {
+            let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            let of = (pass.round, Some(pass.stage));
+            if told.of != of {
+                *told = Told { at: told.at, of, speed: Speed::default() };
+            }
+            told.speed.note(self.began.elapsed(), pass.done, pass.wire);
+            if told.at.is_some_and(|at| at.elapsed() < every) {
+                return;
+            }
+            told.at = Some(Instant::now());
+            (told.speed.rate(), pass.total.and_then(|total| told.speed.left(total)))
+        };
+        let rate = rate.filter(|_| pass.stage == Stage::Sending);
+        let text = words(pass, rate, left, self.bar.is_some());
+        if let Some(bar) = &self.bar {
+            if bar.is_finished() {
+                bar.reset();
+            }
+            bar.set_style(style(pass.total.is_some()));
+            bar.set_length(pass.total.unwrap_or_default());
+            bar.set_position(pass.done);
+        }
+        let mut fields = json!({
+            "round": pass.round, "purpose": pass.purpose, "stage": pass.stage, "done": pass.done,
+            "total": pass.total, "rate": rate, "secondsLeft": left.map(|left| left.as_secs()), "saved": pass.saved,
+        });
+        if let (Some(fields), Value::Object(more)) = (fields.as_object_mut(), more) {
+            fields.extend(more);
+        }
+        self.tell("progress", fields, &text);
     }
 
     /// A program is ready to be called.
@@ -163,48 +279,43 @@ impl Output {
         self.tell("evidence", json!({ "subject": subject, "target": target }), &text);
     }
 
-    /// How far a round is; now and then.
-    pub fn progress(&self, progress: &Progress) {
-        let every = match self.form {
-            Form::Plain => Duration::from_secs(5),
-            Form::Json => Duration::from_millis(250),
-        };
-        {
-            let mut told = self.told.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            if told.is_some_and(|told| told.elapsed() < every) || progress.round == 0 {
-                return;
+    /// How far an agent's round is; now and then.
+    pub fn progress(&self, progress: &Progress, purpose: RoundKind) {
+        let Progress { round, units, tally, tree, reading, settling } = progress;
+        if *round == 0 {
+            return;
+        }
+        let unit = crate::core::geometry::UNIT.into();
+        let (wire, saved, (done, total)) = match tree {
+            Some(tree) => {
+                let saved = tree.read.saturating_sub(tree.wire);
+                (tree.wire, saved, (tree.entries, None))
             }
-            *told = Some(Instant::now());
-        }
-        let Progress { round, units, tally, tree, reading } = progress;
-        if let Some(tally) = tree {
-            let text = match reading {
-                Some((done, total)) => format!("round {round}: the target is at entry {done} of {total}"),
-                None => format!(
-                    "round {round}: {} entries, {} MiB read, {} MiB sent for {} MiB of content",
-                    tally.entries,
-                    tally.read >> 20,
-                    tally.wire >> 20,
-                    tally.content >> 20
-                ),
-            };
-            return self.tell(
-                "progress",
-                json!({ "round": round, "tally": tally, "reading": reading }),
-                &text,
-            );
-        }
-        let text = match reading {
-            Some((done, total)) => format!("round {round}: the target reads back unit {done} of {total}"),
-            None => format!(
-                "round {round}: unit {} of {units}, {} MiB sent for {} MiB of content",
-                tally.units_done,
-                tally.wire >> 20,
-                tally.content >> 20
-            ),
+            None => {
+                let read = tally.units_done.saturating_sub(tally.units_before).saturating_mul(unit);
+                (tally.wire, read.saturating_sub(tally.wire), (tally.units_done, Some(*units)))
+            }
         };
-        let fields = json!({ "round": round, "units": units, "tally": tally, "reading": reading });
-        self.tell("progress", fields, &text);
+        let (stage, done, total) = match (settling, reading) {
+            (_, Some((done, total))) => (Stage::ReadingBack, *done, Some(*total)),
+            (Some((done, total)), None) => (Stage::Placing, *done, Some(*total)),
+            (None, None) => (Stage::Sending, done, total),
+        };
+        let pass = Pass {
+            round: *round,
+            purpose: Some(purpose),
+            stage,
+            done,
+            total,
+            unit: tree.is_none().then_some(unit),
+            wire,
+            saved: Some(saved),
+        };
+        let more = match tree {
+            Some(tree) => json!({ "tally": tree, "reading": reading }),
+            None => json!({ "units": units, "tally": tally, "reading": reading }),
+        };
+        self.pass(&pass, more);
     }
 
     /// A session was cut; the next one comes.
@@ -276,11 +387,134 @@ impl Output {
         self.tell("evidence", json!({ "subject": subject, "target": target }), &text);
     }
 
+    /// What evidence says about free space.
+    pub fn skipped(&self, skipped: &Skipped) {
+        let text = format!(
+            "{} bytes of it were free space that was not read at the source: they are zeros on the target",
+            skipped.bytes
+        );
+        self.tell("skipped", json!({ "skipped": skipped }), &text);
+    }
+
     /// Whether a target is still what evidence says.
     pub fn still(&self, same: bool, target: &Path, around: &str) {
         let text =
             if same { "is still what both ends signed" } else { "is not (any more) what both ends signed" };
         let fields = json!({ "same": same, "target": target, "readBack": around });
         self.tell("compared", fields, &format!("{} {text}", target.display()));
+    }
+}
+
+/// The line that moves on a terminal.
+fn style(measured: bool) -> ProgressStyle {
+    let template = if measured { "[{bar:24}] {percent:>3} %  {wide_msg}" } else { "{spinner} {wide_msg}" };
+    ProgressStyle::with_template(template)
+        .map_or_else(|_| ProgressStyle::default_bar(), |style| style.progress_chars("=> "))
+}
+
+/// How far something is, in words; on a terminal its bar says already how much of all that is.
+fn words(pass: &Pass, rate: Option<u64>, left: Option<Duration>, bar: bool) -> String {
+    let mut text = match (pass.round, pass.purpose) {
+        (0, _) => String::new(),
+        (round, Some(RoundKind::Proof)) => format!("round {round}, proof: "),
+        (round, _) => format!("round {round}: "),
+    };
+    let amount = |count: u64| match pass.unit {
+        Some(unit) => size(count.saturating_mul(unit)),
+        None => count.to_string(),
+    };
+    let entries = if pass.unit.is_none() { " entries" } else { "" };
+    let reached = if pass.stage == Stage::Sending { "read" } else { pass.stage.word() };
+    text += &match pass.total {
+        Some(total) if bar => format!("{} of {}{entries} {reached}", amount(pass.done), amount(total)),
+        Some(total) => {
+            let percent = pass.done.saturating_mul(100).checked_div(total).unwrap_or(100);
+            format!("{} of {}{entries} {reached} ({percent} %)", amount(pass.done), amount(total))
+        }
+        None => format!("{}{entries} {reached}", amount(pass.done)),
+    };
+    if pass.stage == Stage::Sending {
+        text += &format!(", {} sent", size(pass.wire));
+    }
+    if let Some(saved) = pass.saved.filter(|_| pass.stage == Stage::Sending) {
+        text += &format!(", {} saved", size(saved));
+    }
+    if let Some(rate) = rate {
+        text += &format!(", {}/s", size(rate));
+    }
+    if let Some(left) = left.filter(|left| !left.is_zero()) {
+        text += &format!(", {} left", span(left));
+    }
+    text
+}
+
+/// Bytes, as people read them.
+fn size(bytes: u64) -> String {
+    const NAMES: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let (mut value, mut names) = (bytes as f64 / 1024.0, NAMES.iter());
+    let mut name = names.next();
+    while value >= 1000.0
+        && let Some(next) = names.next()
+    {
+        value /= 1024.0;
+        name = Some(next);
+    }
+    let name = name.unwrap_or(&"");
+    if value < 10.0 { format!("{value:.1} {name}") } else { format!("{value:.0} {name}") }
+}
+
+/// A time, as people read it.
+fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds.div_ceil(60)),
+        3600..172_800 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_reads_how_far_how_fast_how_long_and_what_was_saved() {
+        let pass = Pass {
+            round: 2,
+            purpose: Some(RoundKind::Copy),
+            stage: Stage::Sending,
+            done: 512,
+            total: Some(2048),
+            unit: Some(1 << 20),
+            wire: 5 << 20,
+            saved: Some(507 << 20),
+        };
+        let (rate, left) = (Some(1_500_000), Some(Duration::from_secs(95)));
+        assert_eq!(
+            words(&pass, rate, left, false),
+            "round 2: 512 MiB of 2.0 GiB read (25 %), 5.0 MiB sent, 507 MiB saved, 1.4 MiB/s, 2 min left"
+        );
+        let pass = Pass { stage: Stage::ReadingBack, purpose: Some(RoundKind::Proof), unit: None, ..pass };
+        assert_eq!(words(&pass, None, None, true), "round 2, proof: 512 of 2048 entries read back");
+        let pass = Pass { total: None, round: 0, done: 0, ..pass };
+        assert_eq!(words(&pass, None, None, false), "0 entries read back");
+    }
+
+    #[test]
+    fn sizes_and_times_are_rounded_for_people() {
+        let sizes = [
+            (0, "0.0 KiB"),
+            (999_000, "976 KiB"),
+            (1 << 20, "1.0 MiB"),
+            (64 << 30, "64 GiB"),
+            (u64::MAX, "16384 PiB"),
+        ];
+        for (bytes, text) in sizes {
+            assert_eq!(size(bytes), text);
+        }
+        for (seconds, text) in [(59, "59 s"), (61, "2 min"), (3_660, "1 h 1 min"), (600_000, "6 days")] {
+            assert_eq!(span(Duration::from_secs(seconds)), text);
+        }
     }
 }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::frame::RoundKind;
+use super::free::Skipped;
 use super::geometry::Geometry;
 use super::hash::Digest;
 use super::{receiver, sender};
@@ -47,6 +48,9 @@ pub struct SourceStatement {
     pub tally: sender::Tally,
     /// Times that units had to be sent again after the end, since the roots differed.
     pub repairs: u32,
+    /// Free space that counts as zeros in the root and in SHA-256, and is zeros on the target; absent when all was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<Skipped>,
 }
 
 /// What the receiver has.

@@ -31,6 +31,15 @@ pub trait Source {
     fn extent(&mut self, offset: u64) -> io::Result<Extent>;
 }
 
+/// What another thread can read, too.
+pub trait Again: Source + Sized {
+    /// The same with a handle of its own.
+    ///
+    /// # Errors
+    /// When there are no more handles.
+    fn again(&self) -> io::Result<Self>;
+}
+
 /// What can be written.
 pub trait Target: Source {
     /// Writes here; durable after [`Self::sync`].
@@ -125,6 +134,9 @@ pub enum Fault {
     /// The source was written to while it had to stand still.
     #[error("unit {0} of the source changed during the proof: stop what writes to it, then begin again")]
     Disturbed(u64),
+    /// A file system was written to while it had to stand still.
+    #[error("the file system at byte {0} changed during the proof: stop what writes to it, then begin again")]
+    Stirred(u64),
     /// The roots differ, however often what differs is sent again.
     #[error("both ends still differ after {0} repairs: run `conme-mover verify` at the target")]
     Differs(u32),
@@ -136,9 +148,12 @@ impl Fault {
         match self {
             Self::Refused { later, .. } => *later,
             Self::Peer(_) => true,
-            Self::Disk(_) | Self::State(_) | Self::Damaged { .. } | Self::Disturbed(_) | Self::Differs(_) => {
-                false
-            }
+            Self::Disk(_)
+            | Self::State(_)
+            | Self::Damaged { .. }
+            | Self::Disturbed(_)
+            | Self::Stirred(_)
+            | Self::Differs(_) => false,
         }
     }
 }

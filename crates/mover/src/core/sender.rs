@@ -246,6 +246,11 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.round
     }
 
+    /// The disk that is read.
+    pub fn source(&mut self) -> &mut S {
+        &mut self.source
+    }
+
     /// Whether the receiver takes bundles.
     pub fn bundles(&self) -> bool {
         self.bundles

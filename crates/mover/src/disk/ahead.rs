@@ -5,8 +5,7 @@ use std::io;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
-use super::raw::Disk;
-use crate::core::ports::{Extent, Source};
+use crate::core::ports::{Again, Extent, Source};
 
 /// Pieces that are read before anybody asks for them.
 const PIECES: usize = 3;
@@ -17,8 +16,10 @@ type Place = (u64, usize);
 /// Reads on behind what was read last, as long as it is asked for in order. What lies ready was read in this session:
 /// a new session begins with nothing.
 #[derive(Debug)]
-pub struct Ahead {
-    disk: Disk,
+pub struct Ahead<S> {
+    disk: S,
+    /// Bytes of the disk.
+    len: u64,
     helper: Option<Helper>,
     /// What the helper was asked for and has not handed out, in order.
     asked: VecDeque<Place>,
@@ -35,10 +36,15 @@ struct Helper {
     thread: JoinHandle<()>,
 }
 
-impl Ahead {
-    /// Of this disk. The helper begins with the second read.
-    pub fn new(disk: Disk) -> Self {
-        Self { disk, helper: None, asked: VecDeque::new(), next: u64::MAX, stretch: None }
+impl<S: Again + Send + 'static> Ahead<S> {
+    /// Of this disk of `len` bytes. The helper begins with the second read.
+    pub fn new(disk: S, len: u64) -> Self {
+        Self { disk, len, helper: None, asked: VecDeque::new(), next: u64::MAX, stretch: None }
+    }
+
+    /// The disk itself.
+    pub fn inner(&mut self) -> &mut S {
+        &mut self.disk
     }
 
     fn helper(&mut self) -> io::Result<&mut Helper> {
@@ -70,8 +76,8 @@ impl Ahead {
     /// Asks for what probably comes next: pieces of this length, without holes.
     fn ask(&mut self, len: usize) -> io::Result<()> {
         let mut offset = self.asked.back().map_or(self.next, |(offset, len)| offset + *len as u64);
-        while self.asked.len() < PIECES && offset < self.disk.len() {
-            let end = (offset + len as u64).min(self.disk.len());
+        while self.asked.len() < PIECES && offset < self.len {
+            let end = (offset + len as u64).min(self.len);
             let stretch = match self.stretch {
                 Some(stretch) if stretch.end > offset => stretch,
                 _ => *self.stretch.insert(self.disk.extent(offset)?),
@@ -87,7 +93,7 @@ impl Ahead {
             } else {
                 // Whole pieces: the hole may end within one.
                 offset += (stretch.end - offset) / len as u64 * len as u64;
-                if stretch.end >= self.disk.len() {
+                if stretch.end >= self.len {
                     return Ok(());
                 }
             }
@@ -96,7 +102,7 @@ impl Ahead {
     }
 }
 
-impl Source for Ahead {
+impl<S: Again + Send + 'static> Source for Ahead<S> {
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         let place = (offset, buffer.len());
         let ready = self.asked.contains(&place);
@@ -126,7 +132,7 @@ impl Source for Ahead {
     }
 }
 
-impl Drop for Ahead {
+impl<S> Drop for Ahead<S> {
     fn drop(&mut self) {
         if let Some(Helper { wants, pieces, thread, .. }) = self.helper.take() {
             drop((wants, pieces));
@@ -142,6 +148,7 @@ mod tests {
     use std::os::unix::fs::FileExt as _;
 
     use super::*;
+    use crate::disk::Disk;
 
     const PIECE: usize = 64 << 10;
 
@@ -164,9 +171,15 @@ mod tests {
         Disk::source(&path).unwrap()
     }
 
-    fn assert_read(ahead: &mut Ahead, piece: u64) {
+    fn ahead(dir: &tempfile::TempDir) -> Ahead<Disk> {
+        let disk = image(dir);
+        let len = disk.len();
+        Ahead::new(disk, len)
+    }
+
+    fn assert_read(ahead: &mut Ahead<Disk>, piece: u64) {
         let offset = piece * PIECE as u64;
-        let mut buffer = vec![0; PIECE.min((ahead.disk.len() - offset) as usize)];
+        let mut buffer = vec![0; PIECE.min((ahead.len - offset) as usize)];
         ahead.read(offset, &mut buffer).unwrap();
         for (at, byte) in (offset..).zip(buffer) {
             let expected = if (3..10).contains(&(at / PIECE as u64)) { 0 } else { content(at) };
@@ -186,7 +199,7 @@ mod tests {
             &[20, 0, 20, 1],
         ];
         for order in orders {
-            let mut ahead = Ahead::new(image(&dir));
+            let mut ahead = ahead(&dir);
             for piece in order {
                 assert_read(&mut ahead, *piece);
             }
@@ -196,7 +209,7 @@ mod tests {
     #[test]
     fn what_comes_in_order_lies_ready_and_holes_are_passed_over() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ahead = Ahead::new(image(&dir));
+        let mut ahead = ahead(&dir);
         assert_read(&mut ahead, 0);
         assert!(ahead.asked.is_empty(), "one read is no order");
         assert_read(&mut ahead, 1);
@@ -208,7 +221,7 @@ mod tests {
     #[test]
     fn a_disk_that_becomes_shorter_is_an_error_where_it_ends() {
         let dir = tempfile::tempdir().unwrap();
-        let mut ahead = Ahead::new(image(&dir));
+        let mut ahead = ahead(&dir);
         assert_read(&mut ahead, 10);
         let file = File::options().write(true).open(dir.path().join("image")).unwrap();
         file.set_len(12 * PIECE as u64).unwrap();

@@ -12,7 +12,7 @@ use rustix::fs::{Advice, FallocateFlags, OFlags, SeekFrom};
 use rustix::io::Errno;
 
 use super::aligned::{ALIGNMENT, Aligned};
-use crate::core::ports::{Extent, Source, Target};
+use crate::core::ports::{Again, Extent, Source, Target};
 
 /// How the cache is avoided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -174,21 +174,6 @@ impl Disk {
         Some(direct)
     }
 
-    /// A second handle to the same disk.
-    ///
-    /// # Errors
-    /// When there are no more handles.
-    pub fn again(&self) -> io::Result<Self> {
-        Ok(Self {
-            path: self.path.clone(),
-            file: self.file.try_clone()?,
-            direct: self.direct.as_ref().map(File::try_clone).transpose()?,
-            block_device: self.block_device,
-            len: self.len,
-            aligned: Aligned::default(),
-        })
-    }
-
     /// Bytes of the disk.
     pub fn len(&self) -> u64 {
         self.len
@@ -221,6 +206,19 @@ impl Disk {
             }
         }
         Ok(true)
+    }
+}
+
+impl Again for Disk {
+    fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            path: self.path.clone(),
+            file: self.file.try_clone()?,
+            direct: self.direct.as_ref().map(File::try_clone).transpose()?,
+            block_device: self.block_device,
+            len: self.len,
+            aligned: Aligned::default(),
+        })
     }
 }
 

@@ -14,6 +14,7 @@ use super::wire::{self, WireError};
 use crate::cli::{Output, SOFTWARE};
 use crate::core::evidence::{SourceStatement, Subject};
 use crate::core::frame::{Frame, RoundEnd, RoundKind, RoundResult, ToReceiver, ToSender};
+use crate::core::free::{Free, Skipped};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
 use crate::core::level::{Ceiling, Choice, Levels};
@@ -45,6 +46,8 @@ pub struct Settings {
     pub proxy: Option<Proxy>,
     /// What it tells the gateway.
     pub told: watch::Sender<Told>,
+    /// Whether free space of the disk's file systems is taken for zeros.
+    pub skip_free: bool,
     /// Bytes of a leaf.
     pub leaf: u32,
     /// How hard to compress.
@@ -165,7 +168,9 @@ pub async fn round(
     loop {
         sessions += 1;
         let (progress, mut seen) = watch::channel(Progress::default());
-        let work = Work { kind, begun, began, progress };
+        // What is said about the disk is said once, not after each cut.
+        let words = (sessions == 1).then(|| output.clone());
+        let work = Work { kind, begun, began, progress, words };
         let ended = {
             let session = session(settings, identity, Arc::clone(&config), work, rate.clone());
             tokio::pin!(session);
@@ -175,7 +180,7 @@ pub async fn round(
                     Ok(()) = seen.changed() => {
                         let seen = seen.borrow_and_update();
                         settings.told.send_modify(|told| told.left = seen.left());
-                        output.progress(&seen);
+                        output.progress(&seen, kind);
                     }
                 }
             }
@@ -227,8 +232,10 @@ pub struct Progress {
     pub tally: Tally,
     /// Those of a tree.
     pub tree: Option<sender::Tally>,
-    /// Units that the receiver has read back, and how many that will be; of a proof.
+    /// Units or entries that the receiver has read back, and how many that will be; of a proof.
     pub reading: Option<(u64, u64)>,
+    /// Entries that the receiver has put in their places, and how many that will be; of a tree.
+    pub settling: Option<(u64, u64)>,
 }
 
 impl Progress {
@@ -245,6 +252,7 @@ pub(super) struct Work {
     pub(super) begun: Option<u32>,
     pub(super) began: Timestamp,
     pub(super) progress: watch::Sender<Progress>,
+    pub(super) words: Option<Output>,
 }
 
 async fn session(
@@ -368,7 +376,7 @@ fn drive(
 enum Read {
     Over(Box<Round>),
     /// The connection is gone; who still listens to it.
-    Gone(Box<Sender<Ahead, FileTable>>),
+    Gone(Box<Sender<Ahead<Free<Disk>>, FileTable>>),
 }
 
 /// The way to the thread that packs.
@@ -402,7 +410,7 @@ impl Line {
     }
 
     /// Hears what has been packed; with `all` it waits until everything has been.
-    fn hear(&mut self, sender: &mut Sender<Ahead, FileTable>, all: bool) {
+    fn hear(&mut self, sender: &mut Sender<Ahead<Free<Disk>>, FileTable>, all: bool) {
         let next = |all| if all { self.packed.recv().ok() } else { self.packed.try_recv().ok() };
         while let Some(packed) = next(all && self.under_way > 0) {
             self.under_way = self.under_way.saturating_sub(1);
@@ -421,7 +429,8 @@ fn read_and_hash(
     let disk = Disk::source(&settings.source)?;
     let geometry = Geometry::new(disk.len(), crate::core::geometry::UNIT, settings.leaf)?;
     let order = Order { geometry, kind: work.kind, begun: work.begun, software: SOFTWARE.into() };
-    let mut sender = Sender::new(order, Ahead::new(disk), tables(&settings.state)?);
+    let source = Ahead::new(source(settings, work, disk)?, geometry.len());
+    let mut sender = Sender::new(order, source, tables(&settings.state)?);
     let mut progress = Progress { units: geometry.units(), ..Progress::default() };
     loop {
         line.hear(&mut sender, false);
@@ -445,9 +454,16 @@ fn read_and_hash(
                 Err(gone) => Err(gone),
             },
             Step::Conclude(conclusion) => {
+                let source = sender.source().inner();
+                if work.kind == RoundKind::Proof
+                    && let Some(at) = source.changed(geometry.len()).map_err(Fault::Disk)?
+                {
+                    return Err(Fault::Stirred(at).into());
+                }
+                let skipped = source.skipped();
                 // What the agent vouches for says how many bytes it was.
                 line.hear(&mut sender, true);
-                let end = signed(identity, geometry, work, sender.tally(), &conclusion)?;
+                let end = signed(identity, geometry, work, sender.tally(), skipped, &conclusion)?;
                 line.send(ToReceiver::RoundEnd(end), false)
             }
             Step::Over { round, result } => {
@@ -469,8 +485,23 @@ fn read_and_hash(
     }
 }
 
+/// The disk as this session reads it.
+fn source(settings: &Settings, work: &Work, disk: Disk) -> Result<Free<Disk>, AgentError> {
+    if !settings.skip_free {
+        return Ok(Free::nothing(disk));
+    }
+    // What is allocated in memory only would be free on the disk.
+    rustix::fs::sync();
+    let len = disk.len();
+    let (free, words) = Free::skipping(disk, len, work.kind).map_err(Fault::Disk)?;
+    if let Some(output) = &work.words {
+        words.iter().for_each(|words| output.note(words));
+    }
+    Ok(free)
+}
+
 fn hear(
-    sender: &mut Sender<Ahead, FileTable>,
+    sender: &mut Sender<Ahead<Free<Disk>>, FileTable>,
     progress: &mut Progress,
     frame: ToSender,
 ) -> Result<(), Fault> {
@@ -485,6 +516,7 @@ fn signed(
     geometry: Geometry,
     work: &Work,
     tally: Tally,
+    skipped: Option<Skipped>,
     conclusion: &Conclusion,
 ) -> Result<RoundEnd, AgentError> {
     let statement = SourceStatement {
@@ -503,6 +535,7 @@ fn signed(
         software: SOFTWARE.into(),
         tally,
         repairs: conclusion.repairs,
+        skipped,
     };
     let statement = serde_json::to_vec(&statement).map_err(|error| AgentError::Defect(error.to_string()))?;
     let signature = sign(identity, &statement)?;

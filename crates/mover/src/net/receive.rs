@@ -16,11 +16,12 @@ use tokio::sync::{Mutex, Semaphore, mpsc, watch};
 
 use super::tree::{self, Take};
 use super::{tls, wire};
-use crate::cli::{Output, SOFTWARE};
+use crate::cli::{Output, Pass, SOFTWARE, Stage};
 use crate::core::evidence::{self, Damage, Evidence, Signed, Subject, TargetStatement};
 use crate::core::frame::{Cargo, Frame, Hello, RoundEnd, RoundKind, ToReceiver, ToSender};
 use crate::core::geometry::Geometry;
 use crate::core::hash::{Digest, transfer_name};
+use crate::core::journal::Record;
 use crate::core::ports::Fault;
 use crate::core::receiver::{Receiver, Tables};
 use crate::core::tree::frame as tree_frame;
@@ -425,6 +426,7 @@ impl Engine<'_> {
                 }
                 Event::Frame(frame) => receiver.handle(frame)?,
             };
+            self.tell(receiver.record(), geometry, Stage::Receiving, receiver.record().watermark);
             for answer in answers {
                 if self.say(&answer).is_err() {
                     return Ok(());
@@ -434,6 +436,24 @@ impl Engine<'_> {
         // What has come so far is kept, though nobody hears of it now.
         receiver.commit()?;
         Ok(())
+    }
+
+    /// How far a round is, in units, for whoever watches here.
+    fn tell(&self, record: &Record, geometry: Geometry, stage: Stage, done: u64) {
+        if record.round == 0 || record.complete {
+            return;
+        }
+        let pass = Pass {
+            round: record.round,
+            purpose: Some(record.kind),
+            stage,
+            done,
+            total: Some(geometry.units()),
+            unit: Some(geometry.unit().into()),
+            wire: 0,
+            saved: None,
+        };
+        self.place.output.pass(&pass, serde_json::Value::Null);
     }
 
     fn say(&self, frame: &ToSender) -> Result<(), Gone> {
@@ -507,6 +527,7 @@ impl Engine<'_> {
             let total = transfer.geometry.units();
             while receiver.verify(&mut verifier)?.is_some() {
                 let done = verifier.done();
+                self.tell(receiver.record(), transfer.geometry, Stage::ReadingBack, done);
                 if done % TELL == 0 && self.say(&ToSender::Reading { done, total }).is_err() {
                     return Ok(None);
                 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::agent::{AgentError, Progress, Round, Settings, TreeRound, Work};
 use super::receive::{Engine, Event, Gone, WINDOW, load, pem};
-use crate::cli::SOFTWARE;
+use crate::cli::{Pass, SOFTWARE, Stage};
 use crate::core::evidence::{Evidence, Signed, VERSION};
 use crate::core::frame::{self, Frame as _, RoundEnd, RoundKind};
 use crate::core::hash::{Digest, transfer_name};
@@ -22,6 +22,7 @@ use crate::core::tree::frame::{ToReceiver, ToSender};
 use crate::core::tree::lists::Budget;
 use crate::core::tree::ports::Fault;
 use crate::core::tree::receiver::{Ending, Receiver};
+use crate::core::tree::record::Record;
 use crate::core::tree::sender::{Conclusion, Order, Sender, Step};
 use crate::identity::{Identity, make_private_dir, sign, signer, write_private};
 use crate::tree::store::DirShelf;
@@ -99,8 +100,8 @@ pub(super) fn drive(
     let mut progress = Progress::default();
     let hear = |sender: &mut Sender<_, _>, progress: &mut Progress, frame: ToSender| {
         match &frame {
-            ToSender::Settling { done, total }
-            | ToSender::Common(frame::ToSender::Reading { done, total }) => {
+            ToSender::Settling { done, total } => progress.settling = Some((*done, *total)),
+            ToSender::Common(frame::ToSender::Reading { done, total }) => {
                 progress.reading = Some((*done, *total));
             }
             _ => {}
@@ -208,6 +209,10 @@ pub(super) fn receive(
             }
             Event::Frame(frame) => receiver.handle(frame)?,
         };
+        let record = receiver.record();
+        if !record.complete {
+            tell(engine, record, Stage::Receiving, record.progress.work.items, None);
+        }
         for answer in answers {
             if say(&answer).is_err() {
                 return Ok(());
@@ -217,6 +222,16 @@ pub(super) fn receive(
     // What has come so far is kept, though nobody hears of it now.
     receiver.commit()?;
     Ok(())
+}
+
+/// How far a round is, in entries, for whoever watches here.
+fn tell(engine: &Engine<'_>, record: &Record, stage: Stage, done: u64, total: Option<u64>) {
+    if record.round == 0 {
+        return;
+    }
+    let purpose = Some(record.kind);
+    let pass = Pass { round: record.round, purpose, stage, done, total, unit: None, wire: 0, saved: None };
+    engine.place.output.pass(&pass, serde_json::Value::Null);
 }
 
 /// The transfer and its target: begun with the first session, the same ever after.
@@ -273,7 +288,17 @@ fn end_of_round(
     let mut answers = receiver.handle(ToReceiver::Common(frame::ToReceiver::RoundEnd(end.clone())))?;
     let mut gone = false;
     let result = loop {
-        let told = match receiver.end()? {
+        let ending = receiver.end()?;
+        match ending {
+            Ending::Settling { done, total } => {
+                tell(engine, receiver.record(), Stage::Placing, done, Some(total))
+            }
+            Ending::Reading { done, total } => {
+                tell(engine, receiver.record(), Stage::ReadingBack, done, Some(total));
+            }
+            Ending::Result(_) => {}
+        }
+        let told = match ending {
             Ending::Settling { done, total } => say(&ToSender::Settling { done, total }),
             // Every entry is a step: the agent need not hear of each.
             Ending::Reading { done, total } if done % 256 == 0 => {

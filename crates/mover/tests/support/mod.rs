@@ -38,7 +38,15 @@ impl Site {
     }
 
     pub fn token(&self, source: &str, target: &str, enrol: &str, out: &str) {
-        let receive = "127.0.0.1:1";
+        self.token_with(source, target, enrol, "127.0.0.1:1", out);
+    }
+
+    /// The token of the only server, which says where the receiver is, too.
+    pub fn token_for(&self, enrol: &str, receive: &str) {
+        self.token_with("srv1", "disk", enrol, receive, "token.json");
+    }
+
+    fn token_with(&self, source: &str, target: &str, enrol: &str, receive: &str, out: &str) {
         self.ok(&[
             "ca",
             "token",
@@ -64,6 +72,13 @@ impl Site {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_conme-mover"));
         command.args(["--output", "json"]).args(args).current_dir(self.dir.path()).stdin(Stdio::null());
+        command
+    }
+
+    /// As a person calls it.
+    pub fn plain(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conme-mover"));
+        command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
         command
     }
 
@@ -103,8 +118,10 @@ impl Site {
     }
 }
 
+/// What a program told, but for how far it was at each moment.
 pub fn events(output: &[u8]) -> Vec<Value> {
-    output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect()
+    let events = output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+    events.filter(|event: &Value| event["event"] != "progress").collect()
 }
 
 /// A program that runs, and is ended at the latest when the test is.
