@@ -64,16 +64,15 @@ impl Machine {
     fn on(server: &Server, site: &Site, name: &str, device: &str, disk: &Path, stick: Option<&Path>) -> Self {
         let at = |what: &str| site.path(&format!("{name}.{what}"));
         let mut command = server.qemu();
-        command.args(["-device", "virtio-serial-pci", "-device", "virtconsole,chardev=console"]);
         command.args(["-device", "virtio-net-pci,netdev=wire,romfile="]);
         command.args(["-netdev", "user,id=wire,hostfwd=tcp:127.0.0.1:0-:4711"]);
-        for (socket, option) in [("console", "-chardev"), ("orders", "-qmp")] {
-            let id = if option == "-chardev" { "socket,id=console,path=" } else { "unix:" };
-            // Of an earlier machine of that name.
+        // Sockets of an earlier machine of that name would be in the way.
+        let [console, orders] = ["console", "orders"].map(|socket| {
             let _ = std::fs::remove_file(at(socket));
-            command.arg(option).arg(format!("{id}{},server=on,wait=off", at(socket).display()));
-        }
+            format!("unix:{},server=on,wait=off", at(socket).display())
+        });
         command.arg("-serial").arg(format!("file:{}", at("serial").display()));
+        command.args(["-serial", &console, "-qmp", &orders]);
         let drive = |id: &str, path: &Path| format!("if=none,id={id},format=raw,file={}", path.display());
         command.args(["-drive", &drive("disk", disk)]);
         command.args(["-device", &format!("{device},drive=disk,bootindex=0")]);
@@ -111,7 +110,8 @@ impl Machine {
         while !seen.ends_with(b"# ") {
             let mut byte = [0];
             if let Err(error) = self.console.read_exact(&mut byte) {
-                panic!("it does not start: {error}; {}", std::fs::read_to_string(&self.serial).unwrap());
+                let told = std::fs::read_to_string(&self.serial).unwrap();
+                panic!("{} does not start: {error}; {told}", self.serial.display());
             }
             seen.push(byte[0]);
         }
@@ -125,7 +125,7 @@ impl Machine {
         // In two parts, so that the command itself does not look like its end.
         self.console
             .get_mut()
-            .write_all(format!("{command}\necho; echo 'the'' end' $?\n").as_bytes())
+            .write_all(format!("{command}\nprintf '\\nthe'' end %s\\n' $?\n").as_bytes())
             .unwrap();
         let mut told = String::new();
         loop {
@@ -308,13 +308,15 @@ hooks:
   stop-register:
     run: [/usr/bin/systemctl, disable, --now, protocollo.service]
     undo: [/usr/bin/systemctl, enable, --now, protocollo.service]
-    timeout: 5m
+    timeout: 10m
   close-register:
     run: [/usr/bin/systemctl, mask, protocollo.service]
     undo: [/usr/bin/systemctl, unmask, protocollo.service]
+    timeout: 10m
   still:
     run: [/usr/sbin/fsfreeze, --freeze, /]
     undo: [/usr/sbin/fsfreeze, --unfreeze, /]
+    timeout: 10m
 cut-over:
   stop: [stop-register]
   fence: [close-register]
@@ -351,6 +353,8 @@ fn data_centre(site: &Site) -> (Running, [Running; 2]) {
 #[test]
 fn a_server_is_moved_while_people_work_and_its_copy_has_every_line_on_other_hardware() {
     let Some(server) = server() else { return };
+    let begun = Instant::now();
+    let step = |what: &str| println!("{:5.1} s: {what}", begun.elapsed().as_secs_f64());
     let site = Site::new();
     let (mut receiver, _open) = data_centre(&site);
     let stick = stick(&site);
@@ -359,6 +363,7 @@ fn a_server_is_moved_while_people_work_and_its_copy_has_every_line_on_other_hard
 
     let mut old = Machine::on(&server, &site, "old", "nvme,serial=old", &disk, Some(&stick));
     old.started();
+    step("the old server has started");
     let clerk = Clerk::begins(old.register);
     clerk.works_on(1);
     old.ok("mount /dev/disk/by-id/virtio-stick /mnt");
@@ -374,16 +379,19 @@ fn a_server_is_moved_while_people_work_and_its_copy_has_every_line_on_other_hard
     let before = clerk.entered();
     let first = round(&old.mover(source));
     assert!(clerk.entered() > before, "people had to wait for the copy");
+    step("it is copied");
     clerk.works_on(20);
     let second = round(&old.mover(source));
     let content = |round: &Value| round["tally"]["content"].as_u64().unwrap();
     assert!((1..content(&first) / 4).contains(&content(&second)), "{first} {second}");
+    step("and what was changed");
     clerk.works_on(20);
 
     let told = old.mover(&format!("{source} --cut-over --hooks /mnt/hooks.yaml"));
     assert_eq!(told.last().unwrap()["event"], "cutOver", "{told:#?}");
     assert!(receiver.end().success(), "{:#?}", receiver.seen);
     let entered = clerk.stopped();
+    step("it is cut over");
     assert!(entered > 40);
     assert_eq!(old.asked("all", "end"), None, "two servers would answer");
     let register = "sha256sum /var/lib/protocollo/register";
@@ -396,11 +404,13 @@ fn a_server_is_moved_while_people_work_and_its_copy_has_every_line_on_other_hard
     site.ok(&["verify", "--evidence", &evidence, "--authority", "ca/authority.pem", "--target", "copy"]);
     let mut copy = Machine::on(&server, &site, "new", "virtio-blk-pci", &site.path("copy"), None);
     old.started();
+    step("the old server has started again");
     assert_eq!(old.word("systemctl is-enabled protocollo"), "masked");
     assert_eq!(old.asked("all", "end"), None, "two servers would answer");
     assert_eq!(old.ok(register), left, "something was entered where it is lost");
 
     copy.started();
+    step("the copy has started");
     assert_eq!(copy.ok("findmnt --noheadings --output SOURCE /"), "/dev/vda1");
     assert_eq!(copy.asked("all", "end"), None, "the copy is open before somebody opened it");
     assert_eq!(copy.ok(register), left);

@@ -3,7 +3,7 @@
 //!
 //! The disk boots by itself (partition table, GRUB, kernel, systemd) on NVMe and on virtio. Its register
 //! (`protocollo.service`, port 4711) answers `entered LINE` to a line when that is on the disk, and to `all` with
-//! everything and `end`; it also enters `own NUMBER` by itself. On the first virtio console is a shell of root. Its
+//! everything and `end`; it also enters `own NUMBER` by itself. On the second serial port is a shell of root. Its
 //! address is 10.0.2.15, its gateway 10.0.2.2.
 
 use std::fs::File;
@@ -37,7 +37,7 @@ const PROGRAMS: &str = "/usr/sbin:/usr/bin:/sbin:/bin";
 const INSTALLED: &str = "systemd-sysv,udev,linux-image-cloud-amd64,initramfs-tools";
 
 /// What of it is left out and what of that is not: a server of 110 MB is copied in seconds, also under emulation.
-const PATHS: [&str; 20] = [
+const PATHS: [&str; 19] = [
     "path-exclude=/usr/share/man/*",
     "path-exclude=/usr/share/doc/*",
     "path-exclude=/usr/share/locale/*",
@@ -54,7 +54,6 @@ const PATHS: [&str; 20] = [
     "path-include=/lib/modules/*/kernel/drivers/block/virtio_blk.ko",
     "path-include=/lib/modules/*/kernel/drivers/nvme/*",
     "path-include=/lib/modules/*/kernel/drivers/virtio/*",
-    "path-include=/lib/modules/*/kernel/drivers/char/*",
     "path-include=/lib/modules/*/kernel/drivers/net/virtio_net.ko",
     "path-include=/lib/modules/*/kernel/drivers/net/net_failover.ko",
     "path-include=/lib/modules/*/kernel/net/core/*",
@@ -81,8 +80,8 @@ const GRUB: [&str; 7] = ["biosdisk", "part_msdos", "ext2", "linux", "search", "s
 /// Files of the server: path, mode, content.
 const FILES: [(&str, u32, &str); 7] = [
     ("usr/local/bin/protocollo", 0o755, include_str!("protocollo")),
-    ("etc/systemd/system/protocollo.service", 0o644, include_str!("protocollo.service")),
-    ("etc/systemd/system/console.service", 0o644, include_str!("console.service")),
+    ("usr/lib/systemd/system/protocollo.service", 0o644, include_str!("protocollo.service")),
+    ("usr/lib/systemd/system/console.service", 0o644, include_str!("console.service")),
     ("etc/systemd/network/wire.network", 0o644, include_str!("wire.network")),
     ("etc/hostname", 0o644, "protocollo\n"),
     ("etc/fstab", 0o644, "UUID=@UUID@ / ext4 errors=remount-ro 0 0\n"),
@@ -109,7 +108,7 @@ impl Server {
             command.arg("-L").arg(self.tools.tree.join(place));
         }
         command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "384"]);
+        command.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1", "-m", "384"]);
         command
     }
 }
