@@ -421,6 +421,36 @@ fn a_server_is_moved_while_people_work_and_its_copy_has_every_line_on_other_hard
     complete(&copy.asked("all", "end").unwrap(), entered + 1);
 }
 
+#[test]
+fn a_register_that_lacks_a_line_or_has_one_too_many_is_noticed() {
+    let whole: Vec<String> = (1..=3).flat_map(|number| [entry(number), format!("own {number}")]).collect();
+    complete(&whole, 3);
+    let without = |at: usize| {
+        let mut lines = whole.clone();
+        lines.remove(at);
+        lines
+    };
+    let again = [&whole[..], &whole[..1]].concat();
+    let other = [&whole[..], &["something else".to_owned()]].concat();
+    let swapped = {
+        let mut lines = whole.clone();
+        lines.swap(0, 2);
+        lines
+    };
+    for (lines, clerk) in [
+        (without(0), 3),
+        (without(1), 3),
+        (without(4), 3),
+        (again, 3),
+        (other, 3),
+        (swapped, 3),
+        (whole.clone(), 4),
+    ] {
+        let noticed = std::panic::catch_unwind(|| complete(&lines, clerk));
+        assert!(noticed.is_err(), "{lines:?}");
+    }
+}
+
 /// The round that was told.
 fn round(told: &[Value]) -> Value {
     let round = told.iter().find(|event| event["event"] == "round");
