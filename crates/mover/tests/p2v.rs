@@ -283,17 +283,18 @@ fn stick(site: &Site) -> PathBuf {
     };
     std::fs::rename(site.path("token.json"), dir.join("token.json")).unwrap();
     std::fs::write(dir.join("hooks.yaml"), HOOKS).unwrap();
-    // A program for tests is not static, and its C library may be newer than the server's: it gets its own.
-    let program = Path::new(env!("CARGO_BIN_EXE_conme-mover"));
-    put("program", program);
-    let told = Command::new("ldd").arg(program).output().unwrap();
-    for library in
-        String::from_utf8(told.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/'))
-    {
-        put(Path::new(library).file_name().unwrap().to_str().unwrap(), Path::new(library));
+    let program =
+        std::env::var_os("CONME_MOVER").map_or(env!("CARGO_BIN_EXE_conme-mover").into(), PathBuf::from);
+    put("program", &program);
+    // What is shipped is static (`CONME_MOVER`). What is built for tests gets the libraries of this side with it.
+    let told = String::from_utf8(Command::new("ldd").arg(&program).output().unwrap().stdout).unwrap();
+    let libraries: Vec<_> =
+        told.split_whitespace().filter(|word| word.starts_with('/')).map(Path::new).collect();
+    for library in &libraries {
+        put(library.file_name().unwrap().to_str().unwrap(), library);
     }
-    let start = "#!/bin/sh\nexec /mnt/ld-linux-x86-64.so.2 --library-path /mnt /mnt/program \"$@\"\n";
-    std::fs::write(dir.join("conme-mover"), start).unwrap();
+    let with = if libraries.is_empty() { "" } else { "/mnt/ld-linux-x86-64.so.2 --library-path /mnt " };
+    std::fs::write(dir.join("conme-mover"), format!("#!/bin/sh\nexec {with}/mnt/program \"$@\"\n")).unwrap();
     std::fs::set_permissions(dir.join("conme-mover"), std::fs::Permissions::from_mode(0o755)).unwrap();
 
     let image = site.path("stick.img");
