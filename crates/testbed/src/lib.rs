@@ -29,6 +29,7 @@ mod ports;
 mod postgres;
 mod process;
 mod progress;
+mod server;
 mod state;
 mod tools;
 mod user;
@@ -42,6 +43,7 @@ pub use packages::{Packages, ensure_packages};
 pub use postgres::ensure_postgres;
 pub use process::{CommandSpec, Identity, MEMBER_VARIABLE, Member, RunAs, Signal, members};
 pub use progress::{Progress, Step, complain};
+pub use server::{Server, ensure_server, ensure_server_tools};
 pub use state::{DatabaseEndpoint, Engine, ProgramKind};
 pub use tools::{Tools, version_of};
 
