@@ -1,16 +1,20 @@
 //! Two network namespaces with a shaped link between them, and a relay that adds delay.
 
 use std::{
+    fs::File,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
-    path::Path,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::sync_channel,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sched::{CloneFlags, setns};
+use serde::Serialize;
 
 /// The source's address on the link.
 pub const SOURCE: &str = "10.231.0.1";
@@ -26,10 +30,34 @@ pub enum End {
     Target,
 }
 
+/// Bytes that have gone over the link, headers included.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Wire {
+    /// From the source to the target.
+    pub there: u64,
+    /// From the target to the source.
+    pub back: u64,
+}
+
+impl Wire {
+    /// Both directions.
+    pub fn both(self) -> u64 {
+        self.there + self.back
+    }
+
+    /// What has gone since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self { there: self.there - before.there, back: self.back - before.back }
+    }
+}
+
 /// Two namespaces and the link between them; gone when dropped.
 #[derive(Debug)]
 pub struct Link {
     name: String,
+    /// The counts of the source's end. Open, so that asking costs no process, whose time would be taken for the peer's.
+    counts: Option<File>,
 }
 
 impl Link {
@@ -38,7 +66,7 @@ impl Link {
     /// # Errors
     /// Without root.
     pub fn up(mbit: Option<u32>) -> Result<Self> {
-        let link = Self { name: format!("conme-bench-{}", std::process::id()) };
+        let mut link = Self { name: format!("conme-bench-{}", std::process::id()), counts: None };
         for end in [End::Source, End::Target] {
             // What a run that was killed has left has the number of a process that is gone.
             ip(&["netns", "add", &link.namespace(end)])?;
@@ -62,6 +90,8 @@ impl Link {
                 run(&mut tc)?;
             }
         }
+        let open = || Ok(File::open("/proc/thread-self/net/dev")?);
+        link.counts = Some(link.inside(End::Source, open)?);
         Ok(link)
     }
 
@@ -77,16 +107,28 @@ impl Link {
         command
     }
 
-    /// Bytes that have gone over the link in both directions, headers included.
+    /// Does something on a thread that is in the namespace of an end.
+    fn inside<T: Send>(&self, end: End, what: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let namespace = File::open(self.file(end))?;
+        let enter = || setns(&namespace, CloneFlags::CLONE_NEWNET).map_err(anyhow::Error::from);
+        let on_thread = thread::scope(|scope| scope.spawn(|| enter().and_then(|()| what())).join());
+        on_thread.map_err(|_| anyhow!("the thread in the namespace has panicked"))?
+    }
+
+    /// The file that stands for the namespace of an end.
+    pub fn file(&self, end: End) -> PathBuf {
+        Path::new("/run/netns").join(self.namespace(end))
+    }
+
+    /// Bytes that have gone over the link since it is there.
     ///
     /// # Errors
-    /// When the namespace is gone.
-    pub fn bytes(&self) -> Result<u64> {
-        let mut command = Command::new("ip");
-        command.args(["-n", &self.namespace(End::Source), "-s", "-j", "link", "show", "dev", "bench"]);
-        let told: serde_json::Value = serde_json::from_slice(&run(&mut command)?)?;
-        let of = |way: &str| told[0]["stats64"][way]["bytes"].as_u64().context("ip tells no counts");
-        Ok(of("tx")? + of("rx")?)
+    /// When Linux does not tell.
+    pub fn bytes(&self) -> Result<Wire> {
+        let mut text = [0; 4096];
+        let len = self.counts.as_ref().context("the link is not up")?.read_at(&mut text, 0)?;
+        let text = String::from_utf8_lossy(text.get(..len).unwrap_or_default());
+        counts(&text).context("Linux tells no counts of the link")
     }
 
     /// Whether somebody listens at this port of the target.
@@ -94,17 +136,34 @@ impl Link {
     /// # Errors
     /// When the namespace is gone.
     pub fn listens(&self, port: u16) -> Result<bool> {
-        let told = run(self.command(End::Target, "cat").arg("/proc/net/tcp").arg("/proc/net/tcp6"))?;
-        let place = format!(":{port:04X}");
-        Ok(String::from_utf8_lossy(&told).lines().any(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            fields.get(1).is_some_and(|local| local.ends_with(&place)) && fields.get(3) == Some(&"0A")
-        }))
+        self.inside(End::Target, || {
+            let read = |file: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{file}"));
+            Ok(listens_in(&read("tcp")?, port) || listens_in(&read("tcp6")?, port))
+        })
     }
+}
+
+/// The counts of the interface `bench` in `/proc/net/dev`, seen from the source.
+fn counts(text: &str) -> Option<Wire> {
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix("bench:"))?;
+    let fields: Vec<u64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // Eight counts of what was received, then those of what was sent; bytes come first.
+    Some(Wire { there: *fields.get(8)?, back: *fields.first()? })
+}
+
+/// Whether `/proc/net/tcp` has a socket that listens at this port.
+fn listens_in(table: &str, port: u16) -> bool {
+    let place = format!(":{port:04X}");
+    table.lines().any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(1).is_some_and(|local| local.ends_with(&place)) && fields.get(3) == Some(&"0A")
+    })
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
+        // An open count would keep the namespace.
+        self.counts = None;
         for end in [End::Source, End::Target] {
             if let Err(error) = ip(&["netns", "delete", &self.namespace(end)]) {
                 conme_testbed::complain(&format!("remove it by hand: {error:#}"));
@@ -212,4 +271,30 @@ pub fn is_in(pid: &Path, namespace: &Path) -> bool {
     use std::os::unix::fs::MetadataExt as _;
     let of = |path: &Path| std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()));
     of(&pid.join("ns/net")).is_some_and(|one| Some(one) == of(namespace))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_there_and_back_are_told_apart() {
+        let text = "Inter-|   Receive                            |  Transmit\n \
+                    face |bytes packets errs drop fifo frame compressed multicast|bytes packets errs\n    \
+                    lo: 5 1 0 0 0 0 0 0 5 1 0 0 0 0 0 0\n \
+                    bench: 1200 7 0 0 0 0 0 0 990011 80 0 0 0 0 0 0\n";
+        let wire = counts(text).unwrap();
+        assert_eq!(wire, Wire { there: 990_011, back: 1200 });
+        assert_eq!(wire.since(Wire { there: 11, back: 200 }), Wire { there: 990_000, back: 1000 });
+        assert_eq!(counts("    lo: 5 1 0 0 0 0 0 0 5 1 0 0 0 0 0 0\n"), None);
+    }
+
+    #[test]
+    fn only_a_socket_that_listens_counts() {
+        let line =
+            |local: &str, state: &str| format!("   0: {local} 00000000:0000 {state} 00000000:00000000\n");
+        assert!(listens_in(&line("0200E70A:1D13", "0A"), 7443));
+        assert!(!listens_in(&line("0200E70A:1D13", "01"), 7443));
+        assert!(!listens_in(&line("0200E70A:1D14", "0A"), 7443));
+    }
 }
