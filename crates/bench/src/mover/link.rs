@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
-    os::unix::fs::FileExt as _,
+    os::{fd::AsFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc::sync_channel,
@@ -13,7 +13,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    sched::{CloneFlags, setns},
+};
 use serde::Serialize;
 
 /// The source's address on the link.
@@ -193,6 +196,8 @@ pub fn run(command: &mut Command) -> Result<Vec<u8>> {
 /// When an address is not to be had.
 pub fn relay(args: &super::RelayArgs) -> Result<()> {
     if let Some(address) = &args.connect {
+        wait_for(std::io::stdin())?;
+        wait_for(std::io::stdout())?;
         let stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         let mut up = stream.try_clone()?;
@@ -229,6 +234,13 @@ pub fn relay(args: &super::RelayArgs) -> Result<()> {
             });
         }
     }
+    Ok(())
+}
+
+/// casync hands over pipes that do not wait for content, which only ssh expects.
+fn wait_for(pipe: impl AsFd) -> Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(&pipe, FcntlArg::F_GETFL)?);
+    fcntl(&pipe, FcntlArg::F_SETFL(flags - OFlag::O_NONBLOCK))?;
     Ok(())
 }
 

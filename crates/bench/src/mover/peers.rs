@@ -418,11 +418,11 @@ impl<'run> Place<'run> {
             Peer::Borg => {
                 let mut command = self.borg(Command::new(PYTHON));
                 let archive = format!("{}::{}", self.path("repository").display(), self.archives);
-                // Its messages about what is gone from a pipe would hide what differs.
                 let stdout = File::create(self.path("extracted.img"))?;
                 command.args(["extract", "--stdout"]).arg(archive).stdout(stdout);
+                command.stderr(File::create(self.path("source.log"))?);
                 let ended = command.status()?;
-                ensure!(ended.success(), "borg extract failed: {ended}");
+                ensure!(ended.success(), "borg extract failed ({ended}): {}", self.said());
                 self.extracted()
             }
             Peer::Casync => {
