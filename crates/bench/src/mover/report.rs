@@ -363,7 +363,7 @@ const METHOD: &str = "
 - The mover has its default settings and TLS 1.3 with certificates of both ends; the target is durable at the end. The
   others do not encrypt. rsync (`--inplace --fsync --block-size=4096`), borg (`fixed,16384`, a checkpoint every 5 s) and
   nbdcopy (`--flush`, four connections) are durable at the end, too; casync (64 KiB, zstd) is not. borg and casync talk
-  through a pipe in place of ssh. nbdcopy knows neither compression nor differences.
+  through a pipe in place of ssh. nbdcopy knows neither compression nor differences, and has only a first copy.
 ";
 
 #[cfg(test)]
