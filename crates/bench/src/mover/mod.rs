@@ -258,12 +258,14 @@ impl<'run> Bench<'run> {
     /// All cases that the peer knows; what fails is remembered, and the next is tried.
     fn all(&mut self, only: &[Case]) {
         // What was killed is measured against a first copy, and what changed has to have arrived once.
-        let first =
-            match self.place().and_then(|mut place| Ok((self.one(&mut place, Case::First, None)?, place))) {
-                Ok((first, place)) => (first, place),
-                Err(error) => return self.failed(Case::First, &error),
-            };
-        let (first, mut place) = first;
+        let first = self.place().and_then(|mut place| {
+            let first = self.one(&mut place, Case::First, None)?;
+            Ok((first, place))
+        });
+        let (first, mut place) = match first {
+            Ok(first) => first,
+            Err(error) => return self.failed(Case::First, &error),
+        };
         let whole = first.wire.both();
         if only.contains(&Case::First) {
             self.figures.push(first);

@@ -50,7 +50,7 @@ impl Peer {
         }
     }
 
-    /// Whether it can send only what differs, and go on after it was killed.
+    /// Whether it can send only what differs, and go on after it was killed; the others have only a first copy.
     pub fn knows_differences(self) -> bool {
         match self {
             Self::Mover | Self::Rsync | Self::Borg | Self::Casync => true,
@@ -454,7 +454,8 @@ mod tests {
     fn every_peer_has_a_name_and_a_port_of_its_own() {
         let mut ports: Vec<u16> = Peer::ALL.iter().map(|peer| peer.port()).collect();
         let mut names: Vec<&str> = Peer::ALL.iter().map(|peer| peer.name()).collect();
-        (ports.sort_unstable(), names.sort_unstable());
+        ports.sort_unstable();
+        names.sort_unstable();
         ports.dedup();
         names.dedup();
         assert_eq!((ports.len(), names.len()), (Peer::ALL.len(), Peer::ALL.len()));

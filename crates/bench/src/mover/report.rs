@@ -213,15 +213,14 @@ fn of_figure(run: &Run, mine: &Figure) -> Vec<Target> {
             set_by: format!("{} has {:.2} {unit}", least.peer.name(), of(least)),
         }));
     };
-    let (time, bytes): (fn(&Figure) -> f64, fn(&Figure) -> f64) = (|one| one.seconds, Figure::mb);
     match mine.case {
         Case::First if mine.mbit == 100 => {
-            against("time", time, |least| least + GRAIN, "s");
-            against("bytes on the wire", bytes, |least| NEARLY * least, "MB");
+            against("time", |one| one.seconds, |least| least + GRAIN, "s");
+            against("bytes on the wire", Figure::mb, |least| NEARLY * least, "MB");
         }
         Case::Scattered | Case::Stretches | Case::Region => {
-            against("time", time, |least| least + GRAIN, "s");
-            against("bytes on the wire", bytes, |least| least, "MB");
+            against("time", |one| one.seconds, |least| least + GRAIN, "s");
+            against("bytes on the wire", Figure::mb, |least| least, "MB");
         }
         Case::First if mine.mbit == 0 => targets.push(Target {
             figure: format!("{name}: time, by what one core can do"),
