@@ -261,6 +261,12 @@ mod tests {
         assert!(told.contains(&((30 << 20) + 5).to_string()), "{told}");
         copy.write_all_at(&[7], (30 << 20) + 5).unwrap();
         same(&one, &other).unwrap();
+        // Content in a hole of the other, before what both have.
+        copy.write_all_at(&[1], 5 << 20).unwrap();
+        same(&one, &other).unwrap_err();
+        same(&other, &one).unwrap_err();
+        file.write_all_at(&[1], 5 << 20).unwrap();
+        same(&one, &other).unwrap();
         copy.set_len(33 << 20).unwrap();
         same(&one, &other).unwrap_err();
     }
