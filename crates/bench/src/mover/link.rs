@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{Read, Write},
+    io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
     os::{fd::AsFd, unix::fs::FileExt as _},
     path::{Path, PathBuf},
@@ -14,8 +14,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::{
+    errno::Errno,
     fcntl::{FcntlArg, OFlag, fcntl},
     sched::{CloneFlags, setns},
+    sys::signal::{Signal, kill},
+    unistd::Pid,
 };
 use serde::Serialize;
 
@@ -23,6 +26,9 @@ use serde::Serialize;
 pub const SOURCE: &str = "10.231.0.1";
 /// The target's.
 pub const TARGET: &str = "10.231.0.2";
+
+/// How namespaces begin; the number of the process that made them comes next.
+const NAMED: &str = "conme-bench-";
 
 /// An end of the link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,9 +75,8 @@ impl Link {
     /// # Errors
     /// Without root.
     pub fn up(mbit: Option<u32>) -> Result<Self> {
-        let mut link = Self { name: format!("conme-bench-{}", std::process::id()), counts: None };
+        let mut link = Self { name: format!("{NAMED}{}", std::process::id()), counts: None };
         for end in [End::Source, End::Target] {
-            // What a run that was killed has left has the number of a process that is gone.
             ip(&["netns", "add", &link.namespace(end)])?;
         }
         let (source, target) = (link.namespace(End::Source), link.namespace(End::Target));
@@ -177,6 +182,61 @@ impl Drop for Link {
 
 fn ip(args: &[&str]) -> Result<()> {
     run(Command::new("ip").args(args)).map(drop)
+}
+
+/// Ends and removes what a run that was killed has left: its namespaces, and the programs in them.
+///
+/// # Errors
+/// When something cannot be removed.
+pub fn sweep_links() -> Result<()> {
+    for name in names(Path::new("/run/netns"))? {
+        if made_by(&name, NAMED).is_none_or(is_running) {
+            continue;
+        }
+        let inside = run(Command::new("ip").args(["netns", "pids", &name]))?;
+        for pid in String::from_utf8_lossy(&inside).split_whitespace() {
+            let pid = Pid::from_raw(pid.parse()?);
+            match kill(pid, Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(error) => return Err(error).with_context(|| format!("end process {pid}")),
+            }
+        }
+        ip(&["netns", "delete", &name])?;
+    }
+    Ok(())
+}
+
+fn is_running(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
+}
+
+/// Removes directories of `parent` whose names begin with `prefix` and the number of a process that is gone.
+///
+/// # Errors
+/// When one cannot be removed.
+pub fn sweep_dirs(parent: &Path, prefix: &str) -> Result<()> {
+    for name in names(parent)? {
+        if made_by(&name, prefix).is_some_and(|pid| !is_running(pid)) {
+            let dir = parent.join(name);
+            std::fs::remove_dir_all(&dir).with_context(|| format!("remove {}", dir.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Names in a directory; none when there is no directory.
+fn names(dir: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| dir.display().to_string()),
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
+
+/// The number of the process that made something with such a name.
+fn made_by(name: &str, prefix: &str) -> Option<u32> {
+    name.strip_prefix(prefix)?.split('-').next()?.parse().ok()
 }
 
 /// Runs it to its end.
@@ -299,6 +359,25 @@ mod tests {
         assert_eq!(wire, Wire { there: 990_011, back: 1200 });
         assert_eq!(wire.since(Wire { there: 11, back: 200 }), Wire { there: 990_000, back: 1000 });
         assert_eq!(counts("    lo: 5 1 0 0 0 0 0 0 5 1 0 0 0 0 0 0\n"), None);
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_known_by_its_number_and_nothing_else_is_touched() {
+        assert_eq!(made_by("conme-bench-77-source", NAMED), Some(77));
+        assert_eq!(made_by("mover-77-x9Yz", "mover-"), Some(77));
+        for other in ["conme-bench-", "conme-bench-a-source", "conme-benchmark-77", "mover-77"] {
+            assert_eq!(made_by(other, NAMED), None, "{other}");
+        }
+        let parent = tempfile::tempdir().unwrap();
+        let alive = format!("left-{}-a", std::process::id());
+        for name in [&alive, "left-4194305-a", "kept-4194305-a"] {
+            std::fs::create_dir(parent.path().join(name)).unwrap();
+        }
+        // No process has a number that high.
+        sweep_dirs(parent.path(), "left-").unwrap();
+        let mut left = names(parent.path()).unwrap();
+        left.sort();
+        assert_eq!(left, ["kept-4194305-a", alive.as_str()]);
     }
 
     #[test]

@@ -23,10 +23,10 @@ use serde::Serialize;
 pub use self::link::relay;
 use self::{
     image::Change,
-    link::{Link, Wire, run},
+    link::{Link, Wire, run, sweep_dirs, sweep_links},
     meter::{Held, Memory, of_children},
     one_core::OneCore,
-    peers::{Peer, Place, Programs},
+    peers::{DIRS, Peer, Place, Programs},
     report::{Disk, Failure, Figure, Run},
 };
 use crate::report::Machine;
@@ -137,6 +137,8 @@ impl Case {
 const THIN: u32 = 50;
 /// Disks of up to so many GiB are full, larger ones sparse.
 const FULL: u64 = 8;
+/// More load than this before the run is told: a run of its own build has just ended.
+const QUIET: f64 = 1.5;
 /// Nothing that is measured takes longer.
 const LIMIT: Duration = Duration::from_secs(1800);
 /// Half of what a byte and its answer are delayed.
@@ -151,6 +153,8 @@ pub async fn measure(args: &MoverArgs) -> Result<bool> {
     let progress = Progress::stderr();
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it as root");
     let dirs = Dirs::from_env()?;
+    sweep_links()?;
+    sweep_dirs(&dirs.cache, DIRS)?;
     let beside = std::env::current_exe()?.with_file_name("conme-mover");
     let mover = args.mover.clone().unwrap_or(beside);
     let step = progress.long_step("programs and images", "a minute when they are fetched");
@@ -175,6 +179,9 @@ pub async fn measure(args: &MoverArgs) -> Result<bool> {
         disks: Vec::new(),
         minutes: 0.0,
     };
+    if run.machine.load.parse::<f64>().is_ok_and(|load| load > QUIET) {
+        progress.note(&format!("load {}: somebody else is at work, times say little", run.machine.load));
+    }
     for mbit in &args.links {
         let link = Link::up((*mbit > 0).then_some(*mbit))?;
         for peer in &args.peers {

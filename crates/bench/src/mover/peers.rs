@@ -69,6 +69,8 @@ impl Peer {
     }
 }
 
+/// How directories of places begin; the number of the process comes next.
+pub const DIRS: &str = "mover-";
 /// Port of the relay that adds delay.
 const LATE: u16 = 7999;
 /// A program that listens does so within this time.
@@ -194,7 +196,8 @@ impl<'run> Place<'run> {
         parent: &Path,
         fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("mover-").tempdir_in(parent)?;
+        let prefix = format!("{DIRS}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?;
         let place = Self { programs, link, mbit, peer, dir, archives: 0 };
         fill(&place.source())?;
         match peer {
