@@ -121,7 +121,8 @@ impl Programs {
     /// When one does not start.
     pub fn versions(&self) -> Result<Vec<String>> {
         let first = |mut command: Command| -> Result<String> {
-            let told = String::from_utf8_lossy(&run(&mut command)?).into_owned();
+            let told = String::from_utf8_lossy(&run(command.stdout(Stdio::piped()))?).into_owned();
+            ensure!(!told.trim().is_empty(), "{command:?} tells no version");
             Ok(told.lines().next().unwrap_or_default().trim().to_owned())
         };
         let mut versions = vec![first({
@@ -138,10 +139,8 @@ impl Programs {
         borg.arg(self.bin("borg")).arg("--version");
         versions.push(first(borg)?);
         let mut casync = self.casync();
-        versions.push(first({
-            casync.arg("--version").stdout(Stdio::piped());
-            casync
-        })?);
+        casync.arg("--version");
+        versions.push(first(casync)?);
         Ok(versions)
     }
 
