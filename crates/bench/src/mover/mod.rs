@@ -346,10 +346,21 @@ struct Cost {
 
 /// The mover with a large disk, for its memory.
 fn move_disk(programs: &Programs, gib: u64, image: &Path, parent: &Path) -> Result<Disk> {
+    let len = gib << 30;
+    // At either end, and what the ends remember.
+    let needed = 2 * if gib > FULL { std::fs::metadata(image)?.len() } else { len } + (1 << 30);
+    let about = nix::sys::statvfs::statvfs(parent)?;
+    let free = about.blocks_available() * about.fragment_size();
+    let [needed_mib, free_mib] = [needed >> 20, free >> 20];
+    let place = parent.display();
+    ensure!(
+        free >= needed,
+        "{place} has {free_mib} MiB free of {needed_mib}: make room, or leave it out with --disks"
+    );
     let link = Link::up(None)?;
     let mut content = 0;
     let fill = |source: &Path| {
-        content = image::disk(image, source, gib << 30, gib > FULL)?;
+        content = image::disk(image, source, len, gib > FULL)?;
         Ok(())
     };
     let mut place = Place::new(programs, &link, 0, Peer::Mover, parent, fill)?;
