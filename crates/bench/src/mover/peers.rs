@@ -80,6 +80,14 @@ const BORG_CHUNKS: &str = "fixed,16384";
 /// The Python for which the distribution's packages are made.
 const PYTHON: &str = "/usr/bin/python3";
 
+/// The first line that a program says of its version; some begin with the path by which they were started.
+fn version(told: &str) -> String {
+    let line = told.lines().next().unwrap_or_default().trim();
+    let name = line.split_whitespace().next().unwrap_or_default();
+    let path = name.rfind('/').map_or(0, |slash| slash + 1);
+    line.get(path..).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// The highest level of zstd that keeps up with a link on one core: what a careful person would choose for a peer that
 /// does not choose by itself.
 pub fn level(mbit: u32) -> u8 {
@@ -123,7 +131,7 @@ impl Programs {
         let first = |mut command: Command| -> Result<String> {
             let told = String::from_utf8_lossy(&run(command.stdout(Stdio::piped()))?).into_owned();
             ensure!(!told.trim().is_empty(), "{command:?} tells no version");
-            Ok(told.lines().next().unwrap_or_default().trim().to_owned())
+            Ok(version(&told))
         };
         let mut versions = vec![first({
             let mut command = Command::new(&self.mover);
@@ -462,6 +470,15 @@ mod tests {
         names.dedup();
         assert_eq!((ports.len(), names.len()), (Peer::ALL.len(), Peer::ALL.len()));
         assert!(!ports.contains(&LATE));
+    }
+
+    #[test]
+    fn a_version_names_no_place_of_this_machine() {
+        assert_eq!(
+            version("/cache/tree/usr/bin/qemu-nbd 7.2 (Debian 1/2)\nCopyright\n"),
+            "qemu-nbd 7.2 (Debian 1/2)"
+        );
+        assert_eq!(version("rsync  version 3.5.0\n"), "rsync version 3.5.0");
     }
 
     #[test]
