@@ -54,12 +54,14 @@ bench-operator: ## What the operator costs, into docs/benchmarks: make bench-ope
 	@$(CARGO_TARGET_DIR)/release/conme-bench operator --comuni $(N)
 
 LINKS ?= 10 100 0
-IMAGE_MIB ?= 768
-bench-mover: ## What the mover costs beside rsync, borg and nbdcopy, as root: make bench-mover LINKS="100 0"
+SIZE ?=
+ONLY ?=
+PEERS ?=
+bench-mover: ## What the mover costs beside rsync, borg, casync and nbdcopy, as root: make bench-mover LINKS="100 0"
 	@echo "building in the release profile (first time: about 10 minutes)"
 	@cargo build --locked --release -p conme-mover -p conme-bench --bins
-	@cargo build --locked --release -p conme-mover --example one_core
-	@$(CARGO_TARGET_DIR)/release/conme-bench mover --links $(LINKS) --image-mib $(IMAGE_MIB)
+	@$(CARGO_TARGET_DIR)/release/conme-bench mover --links $(LINKS) $(if $(SIZE),--size $(SIZE)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(PEERS),--peers $(PEERS))
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check

@@ -50,11 +50,11 @@ enum Command {
                             Exit status: 0 when every target is met, 1 when one is missed, 2 when it could not be \
                             measured.")]
     Operator(OperatorArgs),
-    /// Measure the mover side by side with rsync, borg and nbdcopy, on one image and one shaped link.
+    /// Measure the mover side by side with rsync, borg, casync and nbdcopy, on one image and one shaped link.
     ///
     /// Needs root for network namespaces. Build the mover in the release profile first, as `make bench-mover` does.
     #[command(after_help = "Examples:\n  make bench-mover\n  make bench-mover LINKS=\"100 0\"\n  \
-                            conme-bench mover --links 100 --cases first --peers mover rsync --output /tmp/bench\n\n\
+                            conme-bench mover --links 100 --only first --peers mover rsync --disks 0 --output /tmp/bench\n\n\
                             Exit status: 0 when every target is met, 1 when one is missed, 2 when it could not be \
                             measured.")]
     Mover(MoverArgs),

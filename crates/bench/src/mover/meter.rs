@@ -1,7 +1,7 @@
 //! What a run of a program has cost.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, ExitStatus},
     sync::{
         Arc, Mutex,
@@ -15,7 +15,8 @@ use anyhow::{Context, Result};
 
 use super::link::{End, Link, is_in};
 
-/// The most memory that the programs of each end have had together, in KiB, looked at every 20 ms.
+/// The most memory that the programs of each end have had together, in KiB, looked at every 50 ms.
+/// Linux keeps each program's peak, so only what a program takes in its last moments may be missed.
 pub struct Memory {
     stop: Arc<AtomicBool>,
     peaks: Arc<Mutex<[u64; 2]>>,
@@ -27,8 +28,7 @@ impl Memory {
     pub fn watch(link: &Link) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let peaks = Arc::new(Mutex::new([0; 2]));
-        let ends =
-            [End::Source, End::Target].map(|end| PathBuf::from("/run/netns").join(link.namespace(end)));
+        let ends = [End::Source, End::Target].map(|end| link.file(end));
         let (told, seen) = (Arc::clone(&stop), Arc::clone(&peaks));
         let looker = thread::spawn(move || {
             while !told.load(Ordering::SeqCst) {
@@ -36,7 +36,7 @@ impl Memory {
                 if let Ok(mut peaks) = seen.lock() {
                     peaks.iter_mut().zip(now).for_each(|(peak, now)| *peak = now.max(*peak));
                 }
-                thread::sleep(Duration::from_millis(20));
+                thread::sleep(Duration::from_millis(50));
             }
         });
         Self { stop, peaks, looker: Some(looker) }
@@ -44,11 +44,21 @@ impl Memory {
 
     /// The peaks of source and target, in KiB.
     pub fn peaks(mut self) -> [u64; 2] {
+        self.end();
+        self.peaks.lock().map_or([0; 2], |peaks| *peaks)
+    }
+
+    fn end(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
         if let Some(looker) = self.looker.take() {
             let _ = looker.join();
         }
-        self.peaks.lock().map_or([0; 2], |peaks| *peaks)
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -60,11 +70,14 @@ fn resident(namespace: &Path) -> u64 {
         .filter(|entry| number(&entry.file_name()) && is_in(&entry.path(), namespace))
         .filter_map(|entry| std::fs::read_to_string(entry.path().join("status")).ok())
         .filter(|status| !status.starts_with("Name:\tconme-bench"))
-        .filter_map(|status| {
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-            line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()
-        })
+        .filter_map(|status| peak(&status))
         .sum()
+}
+
+/// The most memory that a program has had, in KiB, from its `/proc/PID/status`.
+fn peak(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().trim_end_matches("kB").trim().parse().ok()
 }
 
 /// Seconds of processor time that ended children of this process have had.
@@ -72,12 +85,15 @@ fn resident(namespace: &Path) -> u64 {
 /// # Errors
 /// When Linux does not tell.
 pub fn of_children() -> Result<f64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    of_children_in(&std::fs::read_to_string("/proc/self/stat")?).context("/proc/self/stat")
+}
+
+fn of_children_in(stat: &str) -> Option<f64> {
+    // The name may have spaces and brackets of its own.
+    let fields: Vec<&str> = stat.rsplit(')').next()?.split_whitespace().collect();
     let field = |at: usize| fields.get(at).and_then(|field| field.parse::<f64>().ok());
     // Fields 16 and 17 of proc(5), in hundredths of a second.
-    let (user, system) = (field(13).context("cutime")?, field(14).context("cstime")?);
-    Ok((user + system) / 100.0)
+    Some((field(13)? + field(14)?) / 100.0)
 }
 
 /// A program that is ended when this is dropped.
@@ -110,5 +126,23 @@ impl Held {
 impl Drop for Held {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processor_time_is_that_of_ended_children() {
+        let stat = "77 (a b) c) S 1 2 3 4 5 6 7 8 9 10 11 12 250 150 20 0 1 0";
+        assert_eq!(of_children_in(stat), Some(4.0));
+        assert_eq!(of_children_in("77 (a) S 1 2"), None);
+    }
+
+    #[test]
+    fn memory_is_the_peak_and_not_what_is_left() {
+        assert_eq!(peak("Name:\tborg\nVmHWM:\t   61440 kB\nVmRSS:\t    1024 kB\n"), Some(61_440));
+        assert_eq!(peak("Name:\tkthreadd\n"), None);
     }
 }

@@ -3,16 +3,19 @@
 mod image;
 mod link;
 mod meter;
+mod one_core;
 mod peers;
 mod report;
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Args;
 use conme_testbed::{Dirs, Progress};
 use serde::Serialize;
@@ -20,29 +23,34 @@ use serde::Serialize;
 pub use self::link::relay;
 use self::{
     image::Change,
-    link::Link,
+    link::{Link, Wire, run, sweep_dirs, sweep_links},
     meter::{Held, Memory, of_children},
-    peers::{Peer, Place, Programs},
-    report::{Figure, OneCore, Run},
+    one_core::OneCore,
+    peers::{DIRS, Peer, Place, Programs},
+    report::{Disk, Failure, Figure, Run},
 };
 use crate::report::Machine;
 
 /// What `conme-bench mover` is told.
 #[derive(Args)]
 pub struct MoverArgs {
-    /// MiB of the image: a system made of packages of the distribution, and free room.
-    #[arg(long, default_value_t = 768, value_parser = clap::value_parser!(u64).range(700..=65536))]
-    image_mib: u64,
+    /// MiB of the image, a system made of packages of the distribution; when not given, 768, and 128 on links below
+    /// 50 Mbit/s. Below 700 the system is a small one.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(image::LEAST..=65536))]
+    size: Option<u64>,
     /// Links in Mbit/s; 0 is unshaped.
     #[arg(long, num_args = 1.., value_delimiter = ',', default_values_t = [10, 100, 0])]
     links: Vec<u32>,
-    /// What is measured.
+    /// Only these cases.
     #[arg(long, num_args = 1.., value_delimiter = ',', value_enum, default_values_t = Case::ALL)]
-    cases: Vec<Case>,
+    only: Vec<Case>,
     /// Who is measured.
-    #[arg(long, num_args = 1.., value_delimiter = ',', value_enum,
-          default_values_t = [Peer::Mover, Peer::Rsync, Peer::Borg, Peer::Nbdcopy])]
+    #[arg(long, num_args = 1.., value_delimiter = ',', value_enum, default_values_t = Peer::ALL)]
     peers: Vec<Peer>,
+    /// GiB of the disks with which the mover's memory is measured; 0 leaves it out.
+    #[arg(long, num_args = 1.., value_delimiter = ',', default_values_t = [4, 64],
+          value_parser = clap::value_parser!(u64).range(0..=1024))]
+    disks: Vec<u64>,
     /// The mover's level of zstd; its own choice when not given.
     #[arg(long, value_parser = clap::value_parser!(u8).range(0..=19))]
     level: Option<u8>,
@@ -52,6 +60,13 @@ pub struct MoverArgs {
     /// Where mover.md and mover.json are written.
     #[arg(long, default_value = "docs/benchmarks")]
     output: PathBuf,
+}
+
+impl MoverArgs {
+    /// MiB of the image that goes over a link.
+    fn size_on(&self, mbit: u32) -> u64 {
+        self.size.unwrap_or(if (1..THIN).contains(&mbit) { 128 } else { 768 })
+    }
 }
 
 /// What `conme-bench relay` is told.
@@ -118,8 +133,14 @@ impl Case {
     }
 }
 
+/// Links below so many Mbit/s get a small image, or a run would take hours.
+const THIN: u32 = 50;
+/// Disks of up to so many GiB are full, larger ones sparse.
+const FULL: u64 = 8;
+/// More load than this before the run is told: a run of its own build has just ended.
+const QUIET: f64 = 1.5;
 /// Nothing that is measured takes longer.
-const LIMIT: Duration = Duration::from_secs(3600);
+const LIMIT: Duration = Duration::from_secs(1800);
 /// Half of what a byte and its answer are delayed.
 const ONE_WAY: Duration = Duration::from_millis(100);
 
@@ -132,46 +153,88 @@ pub async fn measure(args: &MoverArgs) -> Result<bool> {
     let progress = Progress::stderr();
     ensure!(nix::unistd::geteuid().is_root(), "network namespaces need root: run it as root");
     let dirs = Dirs::from_env()?;
+    sweep_links()?;
+    sweep_dirs(&dirs.cache, DIRS)?;
     let beside = std::env::current_exe()?.with_file_name("conme-mover");
     let mover = args.mover.clone().unwrap_or(beside);
-    let step = progress.long_step("programs and image", "a minute when they are fetched");
+    let step = progress.long_step("programs and images", "a minute when they are fetched");
     let programs = Programs::ready(&dirs, &mover, args.level, &progress).await?;
-    let image = image::system(&dirs, args.image_mib, &progress).await?;
+    let mut images = BTreeMap::new();
+    for mbit in args.links.iter().chain(&[0]) {
+        let size = args.size_on(*mbit);
+        images.insert(size, image::system(&dirs, size, &progress).await?);
+    }
     step.done("");
+    let whole = &images[&args.size_on(0)];
+    let step = progress.long_step("what one core can do", "seconds");
+    let one_core = OneCore::measure(whole)?;
+    step.done(&format!("{:.0} MB/s", one_core.speed() / 1e6));
     let mut run = Run {
         machine: Machine::this()?,
         versions: programs.versions()?,
-        image_mib: args.image_mib,
-        one_core: one_core(&mover, &image, &progress),
+        reading: one_core::reading(whole)?,
+        one_core,
         figures: Vec::new(),
+        failures: Vec::new(),
+        disks: Vec::new(),
+        minutes: 0.0,
     };
+    if run.machine.load.parse::<f64>().is_ok_and(|load| load > QUIET) {
+        progress.note(&format!("load {}: somebody else is at work, times say little", run.machine.load));
+    }
     for mbit in &args.links {
         let link = Link::up((*mbit > 0).then_some(*mbit))?;
         for peer in &args.peers {
             let step = progress.long_step(&format!("{}: {}", rate(*mbit), peer.name()), "minutes");
-            let measured = peer_on_link(args, &programs, &link, *mbit, *peer, &image, &dirs.cache)?;
-            step.done(&summary(&measured));
-            run.figures.extend(measured);
+            let mut bench = Bench {
+                programs: &programs,
+                link: &link,
+                mbit: *mbit,
+                peer: *peer,
+                image: &images[&args.size_on(*mbit)],
+                image_mib: args.size_on(*mbit),
+                parent: &dirs.cache,
+                figures: Vec::new(),
+                failures: Vec::new(),
+            };
+            bench.all(&args.only);
+            step.done(&summary(&bench.figures));
+            for failure in &bench.failures {
+                progress.note(&format!("{failure}"));
+            }
+            run.figures.append(&mut bench.figures);
+            run.failures.append(&mut bench.failures);
         }
         // After each link, so that a run that is broken off has told something.
+        run.minutes = begin.elapsed().as_secs_f64() / 60.0;
         report::write(&run, &args.output)?;
     }
-    let missed = report::write(&run, &args.output)?;
-    missed.iter().for_each(|target| progress.note(&format!("missed: {target}")));
-    let minutes = begin.elapsed().as_secs_f64() / 60.0;
+    for gib in args.disks.iter().filter(|gib| **gib > 0) {
+        let step = progress.long_step(&format!("the mover with a disk of {gib} GiB"), "a minute");
+        match move_disk(&programs, *gib, whole, &dirs.cache) {
+            Ok(disk) => {
+                step.done(&format!("{} / {} KiB", disk.source_kib, disk.target_kib));
+                run.disks.push(disk);
+            }
+            Err(error) => {
+                step.done("failed");
+                let failure = Failure::new(0, Peer::Mover, Case::First, &error);
+                progress.note(&format!("a disk of {gib} GiB: {failure}"));
+                run.failures.push(failure);
+            }
+        }
+    }
+    run.minutes = begin.elapsed().as_secs_f64() / 60.0;
+    let targets = report::write(&run, &args.output)?;
+    targets.iter().for_each(|target| progress.note(&target.to_string()));
+    let missed = targets.iter().filter(|target| !target.is_met()).count();
     progress.note(&format!(
-        "{} targets are missed; {minutes:.1} minutes: {}",
-        missed.len(),
+        "{missed} of {} targets are missed; {:.1} minutes: {}",
+        targets.len(),
+        run.minutes,
         args.output.join("mover.md").display()
     ));
-    Ok(missed.is_empty())
-}
-
-/// What one core can do; a target is missed without it, which is said.
-fn one_core(mover: &Path, image: &Path, progress: &Progress) -> Option<OneCore> {
-    OneCore::measure(mover, image)
-        .inspect_err(|error| progress.note(&format!("what one core can do is not measured: {error:#}")))
-        .ok()
+    Ok(missed == 0)
 }
 
 /// A link in words.
@@ -185,50 +248,139 @@ fn summary(figures: &[Figure]) -> String {
     each.collect::<Vec<_>>().join(", ")
 }
 
-fn peer_on_link(
-    args: &MoverArgs,
-    programs: &Programs,
-    link: &Link,
+/// One peer on one link.
+struct Bench<'run> {
+    programs: &'run Programs,
+    link: &'run Link,
     mbit: u32,
     peer: Peer,
-    image: &Path,
-    parent: &Path,
-) -> Result<Vec<Figure>> {
-    let mut figures: Vec<Figure> = Vec::new();
-    let mut place = Place::new(programs, link, peer, image, parent)?;
-    // What was killed is measured against a first copy, and what changed has to have arrived once.
-    let mut cases = vec![Case::First];
-    cases.extend(args.cases.iter().filter(|case| **case != Case::First));
-    for case in cases {
-        if !peer.knows_differences() && (case.change().is_some() || case == Case::Resume) {
-            continue;
+    image: &'run Path,
+    image_mib: u64,
+    parent: &'run Path,
+    figures: Vec<Figure>,
+    failures: Vec<Failure>,
+}
+
+impl<'run> Bench<'run> {
+    /// All cases that the peer knows; what fails is remembered, and the next is tried.
+    fn all(&mut self, only: &[Case]) {
+        // What was killed is measured against a first copy, and what changed has to have arrived once.
+        let first = self.place().and_then(|mut place| {
+            let first = self.one(&mut place, Case::First, None)?;
+            Ok((first, place))
+        });
+        let (first, mut place) = match first {
+            Ok(first) => first,
+            Err(error) => return self.failed(Case::First, &error),
+        };
+        let whole = first.wire.both();
+        if only.contains(&Case::First) {
+            self.figures.push(first);
         }
-        if let Some(what) = case.change() {
-            image::change(&place.source(), what)?;
-        } else if case != Case::First {
-            place = Place::new(programs, link, peer, image, parent)?;
+        if !self.peer.knows_differences() {
+            return;
         }
-        let whole = figures.first().map(|first| first.wire);
-        let cut = (case == Case::Resume).then(|| whole.context("no first copy")).transpose()?;
-        let measured = transfer(&mut place, link, case == Case::Delay, cut)
-            .with_context(|| format!("{}, {}, {}", rate(mbit), peer.name(), case.name()))?;
-        let resent = cut.map(|whole| measured.wire.saturating_sub(whole));
-        figures.push(Figure { mbit, peer, case, resent, ..measured });
-        place.check()?;
+        for case in only {
+            let Some(what) = case.change() else { continue };
+            let changed = image::change(&place.source(), what);
+            match changed.and_then(|_| self.one(&mut place, *case, None)) {
+                Ok(figure) => self.figures.push(figure),
+                Err(error) => {
+                    // Who knows what lies at the target now.
+                    self.failed(*case, &error);
+                    break;
+                }
+            }
+        }
+        drop(place);
+        for case in [Case::Resume, Case::Delay].iter().filter(|case| only.contains(case)) {
+            self.afresh(*case, (*case == Case::Resume).then_some(whole));
+        }
     }
-    figures.retain(|figure| args.cases.contains(&figure.case));
-    Ok(figures)
+
+    fn afresh(&mut self, case: Case, cut: Option<u64>) {
+        match self.place().and_then(|mut place| self.one(&mut place, case, cut)) {
+            Ok(figure) => self.figures.push(figure),
+            Err(error) => self.failed(case, &error),
+        }
+    }
+
+    fn failed(&mut self, case: Case, error: &anyhow::Error) {
+        self.failures.push(Failure::new(self.mbit, self.peer, case, error));
+    }
+
+    fn place(&self) -> Result<Place<'run>> {
+        let copy = |source: &Path| {
+            run(Command::new("cp").arg("--sparse=always").arg(self.image).arg(source)).map(drop)
+        };
+        Place::new(self.programs, self.link, self.mbit, self.peer, self.parent, copy)
+    }
+
+    /// With `cut`, the bytes of a first copy that was not killed.
+    fn one(&self, place: &mut Place<'_>, case: Case, cut: Option<u64>) -> Result<Figure> {
+        let cost = transfer(place, self.link, case == Case::Delay, cut)?;
+        place.check()?;
+        Ok(Figure {
+            mbit: self.mbit,
+            peer: self.peer,
+            case,
+            image_mib: self.image_mib,
+            seconds: cost.seconds,
+            wire: cost.wire,
+            source_cpu_seconds: cost.source_cpu_seconds,
+            source_kib: cost.source_kib,
+            target_kib: cost.target_kib,
+            resent: cut.map(|whole| cost.wire.both().saturating_sub(whole)),
+        })
+    }
+}
+
+/// What a transfer has cost.
+struct Cost {
+    seconds: f64,
+    wire: Wire,
+    source_cpu_seconds: f64,
+    source_kib: u64,
+    target_kib: u64,
+}
+
+/// The mover with a large disk, for its memory.
+fn move_disk(programs: &Programs, gib: u64, image: &Path, parent: &Path) -> Result<Disk> {
+    let len = gib << 30;
+    // At either end, and what the ends remember.
+    let needed = 2 * if gib > FULL { std::fs::metadata(image)?.len() } else { len } + (1 << 30);
+    let about = nix::sys::statvfs::statvfs(parent)?;
+    let free = about.blocks_available() * about.fragment_size();
+    let [needed_mib, free_mib] = [needed >> 20, free >> 20];
+    let place = parent.display();
+    ensure!(
+        free >= needed,
+        "{place} has {free_mib} MiB free of {needed_mib}: make room, or leave it out with --disks"
+    );
+    let link = Link::up(None)?;
+    let mut content = 0;
+    let fill = |source: &Path| {
+        content = image::disk(image, source, len, gib > FULL)?;
+        Ok(())
+    };
+    let mut place = Place::new(programs, &link, 0, Peer::Mover, parent, fill)?;
+    let cost = transfer(&mut place, &link, false, None)?;
+    place.check()?;
+    let Cost { seconds, source_kib, target_kib, .. } = cost;
+    Ok(Disk { gib, content, seconds, source_kib, target_kib })
 }
 
 /// One transfer to its end. With `cut`, the sender is killed when 60 % of so many bytes have gone, and started again.
-fn transfer(place: &mut Place<'_>, link: &Link, late: bool, cut: Option<u64>) -> Result<Figure> {
+fn transfer(place: &mut Place<'_>, link: &Link, late: bool, cut: Option<u64>) -> Result<Cost> {
+    place.cool()?;
     let _target = place.serve(late.then_some(ONE_WAY))?;
     let memory = Memory::watch(link);
     let (bytes, cpu, began) = (link.bytes()?, of_children()?, Instant::now());
     if let Some(whole) = cut {
         let mut sender = Held::start(&mut place.send(late)?)?;
-        while (link.bytes()? - bytes) * 10 < whole * 6 {
-            ensure!(sender.ended()?.is_none(), "the sender ended before 60 % had gone");
+        while link.bytes()?.since(bytes).both() * 10 < whole * 6 {
+            ensure!(sender.ended()?.is_none(), "it ended before 60 % had gone: {}", place.said());
+            ensure!(began.elapsed() < LIMIT, "it does not come to 60 %: {}", place.said());
             thread::sleep(Duration::from_millis(5));
         }
         sender.kill();
@@ -237,25 +389,14 @@ fn transfer(place: &mut Place<'_>, link: &Link, late: bool, cut: Option<u64>) ->
     let ended = loop {
         match sender.ended()? {
             Some(ended) => break ended,
-            None if began.elapsed() > LIMIT => anyhow::bail!("it does not end"),
+            None if began.elapsed() > LIMIT => anyhow::bail!("it does not end: {}", place.said()),
             None => thread::sleep(Duration::from_millis(2)),
         }
     };
     let seconds = began.elapsed().as_secs_f64();
-    // Counts of bytes are asked of a program, too, which costs processor time while it is waited for the 60 %.
-    let cpu = of_children()? - cpu;
-    let wire = link.bytes()? - bytes;
+    let source_cpu_seconds = of_children()? - cpu;
+    let wire = link.bytes()?.since(bytes);
     let [source_kib, target_kib] = memory.peaks();
-    ensure!(ended.success(), place.failure(ended));
-    Ok(Figure {
-        mbit: 0,
-        peer: Peer::Mover,
-        case: Case::First,
-        seconds,
-        wire,
-        source_cpu_seconds: cut.is_none().then_some(cpu),
-        source_kib,
-        target_kib,
-        resent: None,
-    })
+    ensure!(ended.success(), "it ended with {ended}: {}", place.said());
+    Ok(Cost { seconds, wire, source_cpu_seconds, source_kib, target_kib })
 }

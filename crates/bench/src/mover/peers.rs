@@ -2,17 +2,19 @@
 
 use std::{
     fs::File,
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use conme_testbed::{Dirs, Packages, Progress, ensure_packages};
 use serde::Serialize;
 
 use super::{
+    image,
     link::{End, Link, TARGET, run},
     meter::Held,
 };
@@ -27,25 +29,31 @@ pub enum Peer {
     Rsync,
     /// Into a repository.
     Borg,
+    /// Into a store of chunks.
+    Casync,
     /// Over the network block device of QEMU: knows no differences.
     Nbdcopy,
 }
 
 impl Peer {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Mover, Self::Rsync, Self::Borg, Self::Casync, Self::Nbdcopy];
+
     /// As it is called in the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Mover => "conme-mover",
             Self::Rsync => "rsync",
             Self::Borg => "borg",
+            Self::Casync => "casync",
             Self::Nbdcopy => "nbdcopy",
         }
     }
 
-    /// Whether it can send only what differs, and go on after it was killed.
+    /// Whether it can send only what differs, and go on after it was killed; the others have only a first copy.
     pub fn knows_differences(self) -> bool {
         match self {
-            Self::Mover | Self::Rsync | Self::Borg => true,
+            Self::Mover | Self::Rsync | Self::Borg | Self::Casync => true,
             Self::Nbdcopy => false,
         }
     }
@@ -55,22 +63,47 @@ impl Peer {
             Self::Mover => 7443,
             Self::Rsync => 8730,
             Self::Borg => 7022,
+            Self::Casync => 7023,
             Self::Nbdcopy => 10809,
         }
     }
 }
 
+/// How directories of places begin; the number of the process comes next.
+pub const DIRS: &str = "mover-";
 /// Port of the relay that adds delay.
 const LATE: u16 = 7999;
 /// A program that listens does so within this time.
 const STARTING: Duration = Duration::from_secs(60);
+/// How borg cuts: a disk changes in place, so at fixed places; smaller chunks cost more than they save.
+const BORG_CHUNKS: &str = "fixed,16384";
 /// The Python for which the distribution's packages are made.
 const PYTHON: &str = "/usr/bin/python3";
+
+/// The first line that a program says of its version; some begin with the path by which they were started.
+fn version(told: &str) -> String {
+    let line = told.lines().next().unwrap_or_default().trim();
+    let name = line.split_whitespace().next().unwrap_or_default();
+    let path = name.rfind('/').map_or(0, |slash| slash + 1);
+    line.get(path..).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The highest level of zstd that keeps up with a link on one core: what a careful person would choose for a peer that
+/// does not choose by itself.
+pub fn level(mbit: u32) -> u8 {
+    match mbit {
+        0 => 1,
+        1..50 => 12,
+        50..200 => 6,
+        200.. => 3,
+    }
+}
 
 /// The programs.
 #[derive(Debug)]
 pub struct Programs {
     packages: Packages,
+    casync: Packages,
     mover: PathBuf,
     level: Option<u8>,
     bench: PathBuf,
@@ -85,8 +118,9 @@ impl Programs {
         let wanted =
             ["rsync", "borgbackup", "python3-msgpack", "python3-packaging", "qemu-utils", "libnbd-bin"];
         let packages = ensure_packages(dirs, "bench-peers", &wanted, progress).await?;
+        let casync = ensure_packages(dirs, "bench-casync", &["casync"], progress).await?;
         ensure!(mover.is_file(), "{} is missing: build it, as `make bench-mover` does", mover.display());
-        Ok(Self { packages, mover: mover.to_owned(), level, bench: std::env::current_exe()? })
+        Ok(Self { packages, casync, mover: mover.to_owned(), level, bench: std::env::current_exe()? })
     }
 
     /// Versions, for the report.
@@ -95,8 +129,9 @@ impl Programs {
     /// When one does not start.
     pub fn versions(&self) -> Result<Vec<String>> {
         let first = |mut command: Command| -> Result<String> {
-            let told = String::from_utf8_lossy(&run(&mut command)?).into_owned();
-            Ok(told.lines().next().unwrap_or_default().trim().to_owned())
+            let told = String::from_utf8_lossy(&run(command.stdout(Stdio::piped()))?).into_owned();
+            ensure!(!told.trim().is_empty(), "{command:?} tells no version");
+            Ok(version(&told))
         };
         let mut versions = vec![first({
             let mut command = Command::new(&self.mover);
@@ -111,7 +146,24 @@ impl Programs {
         let mut borg = self.set(Command::new(PYTHON));
         borg.arg(self.bin("borg")).arg("--version");
         versions.push(first(borg)?);
+        let mut casync = self.casync();
+        casync.arg("--version");
+        versions.push(first(casync)?);
         Ok(versions)
+    }
+
+    /// casync, with the libraries that it came with.
+    fn casync(&self) -> Command {
+        self.with_casync(Command::new(self.casync_bin()))
+    }
+
+    fn casync_bin(&self) -> PathBuf {
+        self.casync.tree.join("usr/bin/casync")
+    }
+
+    fn with_casync(&self, mut command: Command) -> Command {
+        command.env("LD_LIBRARY_PATH", &self.casync.libraries).stdout(Stdio::null());
+        command
     }
 
     fn bin(&self, program: &str) -> PathBuf {
@@ -131,26 +183,30 @@ impl Programs {
 pub struct Place<'run> {
     programs: &'run Programs,
     link: &'run Link,
+    /// The rate of the link in Mbit/s; 0 is unshaped.
+    mbit: u32,
     peer: Peer,
     dir: tempfile::TempDir,
     archives: u32,
 }
 
 impl<'run> Place<'run> {
-    /// With a fresh copy of the image, and nothing at the target.
+    /// With a source that `fill` writes, and nothing at the target; it lies in a directory of its own in `parent`.
     ///
     /// # Errors
     /// Of the disk, and when an end cannot be made ready.
     pub fn new(
         programs: &'run Programs,
         link: &'run Link,
+        mbit: u32,
         peer: Peer,
-        image: &Path,
         parent: &Path,
+        fill: impl FnOnce(&Path) -> Result<()>,
     ) -> Result<Self> {
-        let dir = tempfile::Builder::new().prefix("mover-").tempdir_in(parent)?;
-        let place = Self { programs, link, peer, dir, archives: 0 };
-        run(Command::new("cp").arg("--sparse=always").arg(image).arg(place.source()))?;
+        let prefix = format!("{DIRS}{}-", std::process::id());
+        let dir = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent)?;
+        let place = Self { programs, link, mbit, peer, dir, archives: 0 };
+        fill(&place.source())?;
         match peer {
             Peer::Mover => place.enrol()?,
             Peer::Rsync => {
@@ -163,13 +219,21 @@ impl<'run> Place<'run> {
                 let mut command = place.borg(Command::new(PYTHON));
                 run(command.args(["init", "-e", "none"]).arg(place.path("repository")))?;
             }
+            Peer::Casync => std::fs::create_dir(place.path("repository"))?,
             Peer::Nbdcopy => {
-                let len = std::fs::metadata(image)?.len();
+                let len = std::fs::metadata(place.source())?.len();
                 File::create(place.target())?.set_len(len)?;
             }
         }
-        File::open(place.source())?.sync_all()?;
         Ok(place)
+    }
+
+    /// Everything that lies here is durable, and cold.
+    ///
+    /// # Errors
+    /// Of the disk.
+    pub fn cool(&self) -> Result<()> {
+        image::cool(self.dir.path())
     }
 
     /// The image that is moved.
@@ -205,15 +269,19 @@ impl<'run> Place<'run> {
         run(command.args(enrol).current_dir(self.dir.path())).map(drop)
     }
 
+    /// What a program runs in place of `ssh`.
+    fn shell(&self, port: u16) -> String {
+        format!("{} relay --connect {TARGET}:{port} --", self.programs.bench.display())
+    }
+
     fn borg(&self, command: Command) -> Command {
-        let relay = format!("{} relay --connect", self.programs.bench.display());
         let mut command = self.programs.set(command);
         command
             .arg(self.programs.bin("borg"))
             .env("BORG_BASE_DIR", self.path("borg"))
             .env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes")
             .env("BORG_RELOCATED_REPO_ACCESS_IS_OK", "yes")
-            .env("BORG_RSH", format!("{relay} {TARGET}:{} --", self.peer.port()));
+            .env("BORG_RSH", self.shell(self.peer.port()));
         command
     }
 
@@ -243,9 +311,17 @@ impl<'run> Place<'run> {
                 command.arg(programs.bin("borg")).arg("serve").env("BORG_BASE_DIR", self.path("borg-target"));
                 command
             }
+            Peer::Casync => {
+                let mut command = programs.with_casync(at(&programs.bench));
+                command.args(["relay", "--listen", &format!("{TARGET}:{port}"), "--"]);
+                command.arg(programs.casync_bin()).args(["push", "-", "-"]);
+                command.arg(self.path("repository/disk.caibx")).arg(self.path("repository/store.castr"));
+                command
+            }
             Peer::Nbdcopy => {
                 let mut command = programs.set(at(&programs.bin("qemu-nbd")));
-                command.args(["-t", "-f", "raw", "-p", &port.to_string()]).arg(self.target());
+                // Four clients: nbdcopy opens as many connections then.
+                command.args(["-t", "-e", "4", "-f", "raw", "-p", &port.to_string()]).arg(self.target());
                 command
             }
         };
@@ -271,12 +347,14 @@ impl<'run> Place<'run> {
         Ok(())
     }
 
-    fn said(&self) -> String {
-        ["source.log", "target.log"]
-            .iter()
-            .filter_map(|name| std::fs::read_to_string(self.path(name)).ok())
-            .collect::<Vec<_>>()
-            .join("\n")
+    /// The last that both ends have said.
+    pub fn said(&self) -> String {
+        let end = |name: &str| {
+            let text = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+            lines[lines.len().saturating_sub(4)..].join(" | ")
+        };
+        format!("source: {}; target: {}", end("source.log"), end("target.log"))
     }
 
     /// The program that sends; through the relay when it is `late`.
@@ -286,7 +364,7 @@ impl<'run> Place<'run> {
     pub fn send(&mut self, late: bool) -> Result<Command> {
         let port = if late { LATE } else { self.peer.port() };
         let at = |program: &Path| self.link.command(End::Source, program);
-        let programs = self.programs;
+        let (programs, level) = (self.programs, level(self.mbit));
         let mut command = match self.peer {
             Peer::Mover => {
                 let mut command = programs.set(at(&programs.mover));
@@ -299,7 +377,9 @@ impl<'run> Place<'run> {
             }
             Peer::Rsync => {
                 let mut command = programs.set(at(&programs.bin("rsync")));
-                command.args(["--inplace", "--ignore-times", "--compress", "--compress-choice=zstd"]);
+                command.args(["--inplace", "--ignore-times", "--fsync", "--compress-choice=zstd"]);
+                // Its own choice for a large file, 28 KiB, costs seven times a scattered change.
+                command.args(["--compress", &format!("--compress-level={level}"), "--block-size=4096"]);
                 command.arg(self.source()).arg(format!("rsync://{TARGET}:{port}/bench/target.img"));
                 command
             }
@@ -308,15 +388,29 @@ impl<'run> Place<'run> {
                 self.archives += 1;
                 let repository = self.path("repository");
                 let archive = format!("ssh://target{}::{}", repository.display(), self.archives);
-                let relay = format!("{} relay --connect {TARGET}:{port} --", programs.bench.display());
-                command.env("BORG_RSH", relay).args(["create", "--compression", "zstd,3"]);
-                command.args(["--chunker-params", "buzhash,14,20,16,4095", "--checkpoint-interval", "5"]);
+                command.env("BORG_RSH", self.shell(port)).args(["create", "--sparse", "--compression"]);
+                command.arg(format!("zstd,{level}")).args(["--chunker-params", BORG_CHUNKS]);
+                command.args(["--checkpoint-interval", "5"]);
                 command.arg(archive).arg(self.source());
+                command
+            }
+            Peer::Casync => {
+                let script = self.path("ssh");
+                std::fs::write(&script, format!("#!/bin/sh\nexec {} \"$@\"\n", self.shell(port)))?;
+                std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700))?;
+                let there = |name: &str| format!("target:{}", self.path("repository").join(name).display());
+                let mut command = programs.with_casync(at(&programs.casync_bin()));
+                command.env("CASYNC_SSH_PATH", script).args(["make", "--what=blob-index"]);
+                command.arg("--compression=zstd").arg(format!("--store={}", there("store.castr")));
+                command.arg(there("disk.caibx")).arg(self.source());
                 command
             }
             Peer::Nbdcopy => {
                 let mut command = programs.set(at(&programs.bin("nbdcopy")));
-                command.arg("--flush").arg(self.source()).arg(format!("nbd://{TARGET}:{port}"));
+                command
+                    .args(["--flush", "--destination-is-zero"])
+                    .arg(self.source())
+                    .arg(format!("nbd://{TARGET}:{port}"));
                 command
             }
         };
@@ -324,30 +418,71 @@ impl<'run> Place<'run> {
         Ok(command)
     }
 
-    /// Compares both ends byte by byte.
+    /// Compares both ends byte by byte; what lies in a repository is taken out of it first.
     ///
     /// # Errors
     /// When they differ.
     pub fn check(&self) -> Result<()> {
-        if self.peer == Peer::Borg {
-            let mut command = self.borg(Command::new(PYTHON));
-            let archive = format!("{}::{}", self.path("repository").display(), self.archives);
-            let mut extract =
-                command.args(["extract", "--stdout"]).arg(archive).stdout(Stdio::piped()).spawn()?;
-            let stdout = extract.stdout.take().context("no output")?;
-            run(Command::new("cmp").arg("-").arg(self.source()).stdin(stdout))?;
-            let ended = extract.wait()?;
-            ensure!(ended.success(), "borg extract failed: {ended}");
-            return Ok(());
+        match self.peer {
+            Peer::Mover | Peer::Rsync | Peer::Nbdcopy => self.same(&self.target()),
+            Peer::Borg => {
+                let mut command = self.borg(Command::new(PYTHON));
+                let archive = format!("{}::{}", self.path("repository").display(), self.archives);
+                let stdout = File::create(self.path("extracted.img"))?;
+                command.args(["extract", "--stdout"]).arg(archive).stdout(stdout);
+                command.stderr(File::create(self.path("source.log"))?);
+                let ended = command.status()?;
+                ensure!(ended.success(), "borg extract failed ({ended}): {}", self.said());
+                self.extracted()
+            }
+            Peer::Casync => {
+                let mut command = self.programs.casync();
+                command.arg(format!("--store={}", self.path("repository/store.castr").display()));
+                command.args(["--punch-holes=yes", "extract"]).arg(self.path("repository/disk.caibx"));
+                run(command.arg(self.path("extracted.img")))?;
+                self.extracted()
+            }
         }
-        if let Err(error) = run(Command::new("cmp").arg(self.source()).arg(self.target())) {
-            bail!("{} has left another target: {error:#}", self.peer.name());
-        }
-        Ok(())
     }
 
-    /// What to say when the sending program has failed.
-    pub fn failure(&self, how: std::process::ExitStatus) -> anyhow::Error {
-        anyhow::anyhow!("{} failed ({how}): {}", self.peer.name(), self.said())
+    fn extracted(&self) -> Result<()> {
+        let path = self.path("extracted.img");
+        self.same(&path)?;
+        Ok(std::fs::remove_file(path)?)
+    }
+
+    fn same(&self, copy: &Path) -> Result<()> {
+        image::same(&self.source(), copy).with_context(|| format!("{} left another copy", self.peer.name()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_peer_has_a_name_and_a_port_of_its_own() {
+        let mut ports: Vec<u16> = Peer::ALL.iter().map(|peer| peer.port()).collect();
+        let mut names: Vec<&str> = Peer::ALL.iter().map(|peer| peer.name()).collect();
+        ports.sort_unstable();
+        names.sort_unstable();
+        ports.dedup();
+        names.dedup();
+        assert_eq!((ports.len(), names.len()), (Peer::ALL.len(), Peer::ALL.len()));
+        assert!(!ports.contains(&LATE));
+    }
+
+    #[test]
+    fn a_version_names_no_place_of_this_machine() {
+        assert_eq!(
+            version("/cache/tree/usr/bin/qemu-nbd 7.2 (Debian 1/2)\nCopyright\n"),
+            "qemu-nbd 7.2 (Debian 1/2)"
+        );
+        assert_eq!(version("rsync  version 3.5.0\n"), "rsync version 3.5.0");
+    }
+
+    #[test]
+    fn the_thinner_the_link_the_more_peers_compress() {
+        assert_eq!([10, 100, 1000, 0].map(level), [12, 6, 3, 1]);
     }
 }
