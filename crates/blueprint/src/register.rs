@@ -95,7 +95,7 @@ enum Granted {
     Other(Box<[(Arc<str>, Amount)]>),
 }
 
-/// A manifest with its status. As a structure it would take ten times as much, however little is in it.
+/// A manifest with its status. As a structure it would take far more, however little is in it.
 enum Kept {
     Text(Stored),
     /// One that does not come back from its text as it was.
@@ -542,6 +542,42 @@ mod tests {
         assert_eq!(register.senior_holder("beta", &claim), Some("alfa"));
         register.remove("alfa");
         assert_eq!(register.senior_holder("beta", &claim), None);
+    }
+
+    #[test]
+    fn a_comune_comes_back_as_it_was_but_for_who_manages_its_fields() {
+        let ready = |number: i64, comune: Comune| {
+            let mut comune = Comune { spec: crate::fixtures::full_comune().spec, ..comune };
+            let status = comune.status.get_or_insert_default();
+            status.observed_generation = Some(number);
+            status.conditions = vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
+                type_: reasons::READY.into(),
+                status: "True".into(),
+                reason: reasons::AS_DECLARED.into(),
+                message: "everything is as declared".into(),
+                last_transition_time: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                    Timestamp::UNIX_EPOCH,
+                ),
+                observed_generation: Some(number),
+            }];
+            comune
+        };
+        let mut register = Register::default();
+        // Some before there is anything to pack them against, some after.
+        let comuni: Vec<Comune> =
+            (0..40).map(|number| ready(number, created(&format!("c{number}"), number, |_| {}))).collect();
+        for comune in &comuni {
+            let mut managed = comune.clone();
+            managed.metadata.managed_fields =
+                Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry::default()]);
+            register.put(&managed);
+        }
+        for comune in &comuni {
+            assert_eq!(register.comune(&comune.name_any()).as_ref(), Some(comune));
+        }
+        let last = &register.entries["c39"].comune;
+        assert!(matches!(last, Kept::Text(Stored::Packed { bytes, .. }) if bytes.len() < 400), "it is small");
+        assert!(register.comune("c40").is_none());
     }
 
     #[test]
