@@ -60,7 +60,7 @@ struct Entry {
     claims: Box<[Arc<Claim>]>,
     asks: Option<Asks>,
     /// Template and version of each service.
-    templates: Box<[(Arc<str>, Option<Arc<str>>)]>,
+    templates: Box<[Versioned]>,
     /// Digest of the specification, None when it cannot be told.
     spec: Option<[u8; 16]>,
     comune: Kept,
@@ -82,6 +82,9 @@ impl Entry {
         Some(Request { name: self.seniority.name.to_string(), wanted, granted })
     }
 }
+
+/// A template, with the version that is asked for.
+type Versioned = (Arc<str>, Option<Arc<str>>);
 
 /// A request, as small as possible.
 struct Asks {
@@ -164,7 +167,7 @@ impl Texts {
         Asks { wanted: self.amounts(&request.wanted), granted }
     }
 
-    fn templates(&mut self, comune: &Comune) -> Box<[(Arc<str>, Option<Arc<str>>)]> {
+    fn templates(&mut self, comune: &Comune) -> Box<[Versioned]> {
         let services = comune.spec.services.iter();
         services
             .map(|service| {
