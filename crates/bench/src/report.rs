@@ -223,8 +223,8 @@ fn of_size(size: &Size, targets: &mut Vec<Target>) -> Result<()> {
         add("memory at most, restart included", 90.0, size.peak_mib()?, "MiB");
     }
     for (kind, repairs) in &size.drift {
-        add(&format!("drift of a {kind}: median"), 50.0, repairs.percentile(50) * 1000.0, "ms");
-        add(&format!("drift of a {kind}: 99 %"), 500.0, repairs.percentile(99) * 1000.0, "ms");
+        add(&format!("drift, {kind}: median"), 50.0, repairs.percentile(50) * 1000.0, "ms");
+        add(&format!("drift, {kind}: 99 %"), 500.0, repairs.percentile(99) * 1000.0, "ms");
     }
     if let Some(crowd) = &size.crowd {
         let ratio = percentile(&crowd.ready_seconds, 99) / size.limit();
@@ -307,9 +307,13 @@ fn markdown(run: &Run, targets: &[Target]) -> Result<String> {
         run.calibration.iter().map(|(at_once, seconds)| format!("{at_once}: {seconds:.2} s")).collect();
     writeln!(
         text,
-        "The limit keeps {} requests under way, the best of {} for a sample of 22 Comuni.",
+        "The limit keeps {} requests under way, {}.",
         run.concurrency,
-        tried.join(", ")
+        if tried.is_empty() {
+            "as it was told to".to_owned()
+        } else {
+            format!("the best of {} for a sample of 22 Comuni", tried.join(", "))
+        }
     )?;
     let missed = targets.iter().filter(|target| !target.is_met()).count();
     writeln!(text, "\n## Targets\n\n{} of {} are met.\n", targets.len() - missed, targets.len())?;

@@ -21,6 +21,7 @@ pub mod quota;
 mod register;
 mod report;
 pub mod rights;
+pub mod shelf;
 #[cfg(test)]
 mod tests;
 mod text;
@@ -36,7 +37,7 @@ pub use plan::{
     Action, ChildSeen, ChildState, Clash, DatabaseDetails, DatabaseSeen, NamespaceSeen, Observed, Plan,
     PodsSeen, Stopped, Survey, Wait, plan, plan_abandoned,
 };
-pub use register::{Claim, Register};
+pub use register::{Claim, Register, is_ready};
 pub use report::{Failure, report, without_volatile};
 pub use validate::{
     Problem, Scope, Site, ValidComune, ValidDatabase, ValidDedicated, ValidEnvironment, ValidService,

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use conme_api::{Comune, DataCenter, keys};
+use conme_api::{Comune, DataCenter, keys, reasons};
 use jiff::Timestamp;
 use kube::ResourceExt;
 
@@ -17,6 +17,7 @@ use crate::{
     capacity::{Amounts, Decision, PROMISED, Request, decide, reserve_respecting_capacity},
     names,
     plan::NamespaceSeen,
+    shelf::{Shelf, Stored},
     validate::{totals_in_force, totals_of},
 };
 
@@ -26,7 +27,7 @@ pub struct Seniority {
     /// First admission; those never admitted come last.
     admitted: Option<Timestamp>,
     created: Option<Timestamp>,
-    name: String,
+    name: Arc<str>,
 }
 
 impl Seniority {
@@ -47,6 +48,7 @@ pub enum Claim {
 }
 
 /// What a namespace remembers of the first admission of its Comune.
+#[derive(PartialEq)]
 struct Remembered {
     comune: String,
     istat: Option<String>,
@@ -55,23 +57,135 @@ struct Remembered {
 
 struct Entry {
     seniority: Seniority,
-    claims: BTreeSet<Claim>,
-    comune: Arc<Comune>,
+    claims: Box<[Arc<Claim>]>,
+    asks: Option<Asks>,
+    /// Template and version of each service.
+    templates: Box<[Versioned]>,
+    /// Digest of the specification, None when it cannot be told.
+    spec: Option<[u8; 16]>,
+    comune: Kept,
 }
 
 impl Entry {
-    /// What it asks of the data centre. None: there is none, or its totals are not known. Told from the manifest each
-    /// time: kept, it would be as large as the rest.
-    fn request(&self, data_center: Option<&DataCenter>) -> Option<Request> {
-        request(&self.comune, &self.seniority, data_center?)
+    /// What it asks of the data centre. None: there is none, or its totals are not known.
+    fn request(&self) -> Option<Request> {
+        let asks = self.asks.as_ref()?;
+        let map = |amounts: &[(Arc<str>, Amount)]| {
+            amounts.iter().map(|(resource, amount)| (resource.to_string(), *amount)).collect::<Amounts>()
+        };
+        let wanted = map(&asks.wanted);
+        let granted = match &asks.granted {
+            Granted::Nothing => None,
+            Granted::AsWanted => Some(wanted.clone()),
+            Granted::Other(amounts) => Some(map(amounts)),
+        };
+        Some(Request { name: self.seniority.name.to_string(), wanted, granted })
+    }
+}
+
+/// A template, with the version that is asked for.
+type Versioned = (Arc<str>, Option<Arc<str>>);
+
+/// A request, as small as possible.
+struct Asks {
+    wanted: Box<[(Arc<str>, Amount)]>,
+    granted: Granted,
+}
+
+enum Granted {
+    Nothing,
+    AsWanted,
+    Other(Box<[(Arc<str>, Amount)]>),
+}
+
+/// A manifest with its status. As a structure it would take far more, however little is in it.
+enum Kept {
+    Text(Stored),
+    /// One that does not come back from its text as it was.
+    Whole(Box<Comune>),
+}
+
+impl Kept {
+    fn of(comune: &Comune, shelf: &mut Shelf) -> Self {
+        let stored = serde_json::to_string(comune).ok().map(|text| {
+            // Others are packed against what most look like after a while.
+            if is_ready(comune) { shelf.put(&text) } else { shelf.pack(&text) }
+        });
+        match stored {
+            Some(stored) if parse(&stored).as_ref() == Some(comune) => Self::Text(stored),
+            _ => Self::Whole(Box::new(comune.clone())),
+        }
+    }
+
+    fn comune(&self) -> Comune {
+        match self {
+            // It could be read when it was put away. Should memory have been broken since, nothing that is known can be
+            // relied upon, and one that seems to be gone would be taken down.
+            Self::Text(stored) => parse(stored).unwrap_or_else(|| std::process::abort()),
+            Self::Whole(comune) => (**comune).clone(),
+        }
+    }
+}
+
+fn parse(stored: &Stored) -> Option<Comune> {
+    serde_json::from_str(&stored.text()).ok()
+}
+
+/// Whether the status of a Comune tells that everything is as declared.
+pub fn is_ready(comune: &Comune) -> bool {
+    let conditions = comune.status.iter().flat_map(|status| &status.conditions);
+    conditions.into_iter().any(|condition| condition.type_ == reasons::READY && condition.status == "True")
+}
+
+/// Texts that many entries share.
+#[derive(Default)]
+struct Texts(BTreeSet<Arc<str>>);
+
+impl Texts {
+    fn shared(&mut self, text: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(text) {
+            return known.clone();
+        }
+        if self.0.len() >= 1024 && self.0.len().is_power_of_two() {
+            self.0.retain(|text| Arc::strong_count(text) > 1);
+        }
+        let text: Arc<str> = text.into();
+        self.0.insert(text.clone());
+        text
+    }
+
+    fn amounts(&mut self, amounts: &Amounts) -> Box<[(Arc<str>, Amount)]> {
+        amounts.iter().map(|(resource, amount)| (self.shared(resource), *amount)).collect()
+    }
+
+    fn asks(&mut self, request: &Request) -> Asks {
+        let granted = match &request.granted {
+            None => Granted::Nothing,
+            Some(granted) if *granted == request.wanted => Granted::AsWanted,
+            Some(granted) => Granted::Other(self.amounts(granted)),
+        };
+        Asks { wanted: self.amounts(&request.wanted), granted }
+    }
+
+    fn templates(&mut self, comune: &Comune) -> Box<[Versioned]> {
+        let services = comune.spec.services.iter();
+        services
+            .map(|service| {
+                let version = service.version.as_deref().map(|version| self.shared(version));
+                (self.shared(&service.template), version)
+            })
+            .collect()
     }
 }
 
 /// Every Comune's claims and the decision on its admission.
 #[derive(Default)]
 pub struct Register {
-    entries: BTreeMap<String, Entry>,
-    holders: HashMap<Claim, BTreeSet<String>>,
+    entries: BTreeMap<Arc<str>, Entry>,
+    /// Hardly ever more than one each.
+    holders: HashMap<Arc<Claim>, Vec<Arc<str>>>,
+    shelf: Shelf,
+    texts: Texts,
     /// Decided for all at once, and only while the data centre has not room for all.
     decisions: BTreeMap<String, Decision>,
     /// By namespace.
@@ -88,62 +202,87 @@ impl Register {
     pub fn put(&mut self, comune: &Comune) -> BTreeSet<String> {
         let mut comune = comune.clone();
         comune.metadata.managed_fields = None;
-        self.put_shared(Arc::new(comune))
+        self.put_own(&comune)
     }
 
-    /// As [`Register::put`], of one that is kept elsewhere, too.
-    pub fn put_shared(&mut self, comune: Arc<Comune>) -> BTreeSet<String> {
-        let name = comune.name_any();
+    fn put_own(&mut self, comune: &Comune) -> BTreeSet<String> {
+        let name: Arc<str> = match self.entries.get_key_value(comune.name_any().as_str()) {
+            Some((name, _)) => name.clone(),
+            None => comune.name_any().into(),
+        };
         let seniority = Seniority {
             admitted: comune
                 .status
                 .as_ref()
                 .and_then(|status| status.seniority.as_ref())
                 .and_then(|text| text.parse().ok())
-                .or_else(|| self.remembered(&comune)),
+                .or_else(|| self.remembered(comune)),
             created: comune.metadata.creation_timestamp.as_ref().map(|time| time.0),
             name: name.clone(),
         };
-        let claims = claims(&comune, self.data_center.as_ref());
-        if let Some(entry) = self.entries.get(&name)
-            && entry.comune.spec == comune.spec
-            && entry.seniority == seniority
-            && entry.claims == claims
-        {
-            self.enter(name, Entry { seniority, claims, comune });
-            return BTreeSet::new();
-        }
-        let mut touched = self.withdraw(&name);
-        for claim in &claims {
-            let holders = self.holders.entry(claim.clone()).or_default();
-            touched.extend(holders.iter().cloned());
-            holders.insert(name.clone());
-        }
-        touched.remove(&name);
-        self.enter(name, Entry { seniority, claims, comune });
+        let claims = claims(comune, self.data_center.as_ref());
+        let request =
+            self.data_center.as_ref().and_then(|data_center| request(comune, &seniority, data_center));
+        let spec = digest(comune);
+        let known = self.entries.get(&name);
+        let is_as_before = known.is_some_and(|entry| {
+            spec.is_some()
+                && entry.spec == spec
+                && entry.seniority == seniority
+                && entry.claims.iter().map(|claim| &**claim).eq(&claims)
+        });
+        let mut touched = BTreeSet::new();
+        let claims = match known {
+            Some(entry) if is_as_before => entry.claims.clone(),
+            _ => {
+                touched = self.withdraw(&name);
+                let claims: Box<[Arc<Claim>]> = claims.into_iter().map(Arc::new).collect();
+                for claim in &claims {
+                    let holders = self.holders.entry(claim.clone()).or_default();
+                    touched.extend(holders.iter().map(ToString::to_string));
+                    holders.reserve_exact(1);
+                    holders.push(name.clone());
+                }
+                touched.remove(&*name);
+                claims
+            }
+        };
+        let entry = Entry {
+            seniority,
+            claims,
+            asks: request.as_ref().map(|request| self.texts.asks(request)),
+            templates: self.texts.templates(comune),
+            spec,
+            comune: Kept::of(comune, &mut self.shelf),
+        };
+        self.enter(name, entry, request.as_ref());
         touched
     }
 
-    fn enter(&mut self, name: String, entry: Entry) {
-        let request = entry.request(self.data_center.as_ref());
-        if let Some(request) = &request {
+    fn enter(&mut self, name: Arc<str>, entry: Entry, request: Option<&Request>) {
+        if let Some(request) = request {
             for resource in PROMISED {
                 *self.wanted.entry(resource.to_owned()).or_default() += of(&request.wanted, resource);
             }
         }
         let seniority = self.entries.get(&name).map(|before| before.seniority.clone());
         let before = self.leave(&name);
-        self.stale |= seniority.as_ref() != Some(&entry.seniority) || before != request;
+        self.stale |= seniority.as_ref() != Some(&entry.seniority) || before.as_ref() != request;
         self.entries.insert(name, entry);
     }
 
     /// Returns what it has asked for.
     fn leave(&mut self, name: &str) -> Option<Request> {
-        let request = self.entries.remove(name)?.request(self.data_center.as_ref())?;
+        let request = self.entries.remove(name)?.request()?;
         for (resource, sum) in &mut self.wanted {
             *sum = sum.saturating_sub(of(&request.wanted, resource));
         }
         Some(request)
+    }
+
+    /// A Comune as it was last taken note of, but for who manages its fields.
+    pub fn comune(&self, name: &str) -> Option<Comune> {
+        self.entries.get(name).map(|entry| entry.comune.comune())
     }
 
     /// Whether the data centre has room for all that everybody asks for. Then each gets it, whatever the others do.
@@ -154,7 +293,11 @@ impl Register {
     /// Takes note of a namespace as it is now, None when it is gone. Returns the Comuni whose place among the others has
     /// changed by what it remembers.
     pub fn note_namespace(&mut self, name: &str, seen: Option<&NamespaceSeen>) -> BTreeSet<String> {
-        let before = match seen.and_then(remembered_by) {
+        let after = seen.and_then(remembered_by);
+        if self.remembered.get(name) == after.as_ref() {
+            return BTreeSet::new();
+        }
+        let before = match after {
             Some(remembered) => self.remembered.insert(name.to_owned(), remembered),
             None => self.remembered.remove(name),
         };
@@ -163,8 +306,8 @@ impl Register {
             before.iter().chain(after).map(|remembered| remembered.comune.clone()).collect();
         let mut touched = BTreeSet::new();
         for comune in comuni {
-            if let Some(comune) = self.entries.get(&comune).map(|entry| entry.comune.clone()) {
-                touched.extend(self.put_shared(comune));
+            if let Some(comune) = self.comune(&comune) {
+                touched.extend(self.put_own(&comune));
             }
         }
         touched
@@ -199,12 +342,11 @@ impl Register {
         self.capacity =
             data_center.as_ref().map(|known| reserve_respecting_capacity(&known.spec)).unwrap_or_default();
         self.data_center = data_center;
-        let comuni: Vec<Arc<Comune>> = self.entries.values().map(|entry| entry.comune.clone()).collect();
-        self.entries.clear();
+        let entries = std::mem::take(&mut self.entries);
         self.holders.clear();
         self.wanted.clear();
-        for comune in comuni {
-            self.put_shared(comune);
+        for (_, entry) in entries {
+            self.put_own(&entry.comune.comune());
         }
         self.stale = true;
     }
@@ -213,8 +355,8 @@ impl Register {
         let mut touched = BTreeSet::new();
         for claim in self.entries.get(name).map(|entry| entry.claims.clone()).unwrap_or_default() {
             if let Some(holders) = self.holders.get_mut(&claim) {
-                holders.remove(name);
-                touched.extend(holders.iter().cloned());
+                holders.retain(|holder| **holder != *name);
+                touched.extend(holders.iter().map(ToString::to_string));
                 if holders.is_empty() {
                     self.holders.remove(&claim);
                 }
@@ -230,12 +372,12 @@ impl Register {
             .iter()
             .filter_map(|holder| self.entries.get(holder))
             .min_by(|a, b| a.seniority.key().cmp(&b.seniority.key()))?;
-        (senior.seniority.name != name).then_some(senior.seniority.name.as_str())
+        (*senior.seniority.name != *name).then_some(&*senior.seniority.name)
     }
 
     /// The Comuni that lay claim to something.
     pub fn claimants(&self, claim: &Claim) -> impl Iterator<Item = &str> {
-        self.holders.get(claim).into_iter().flatten().map(String::as_str)
+        self.holders.get(claim).into_iter().flatten().map(|name| &**name)
     }
 
     /// Comuni that wait for room in the data centre.
@@ -251,7 +393,7 @@ impl Register {
     /// The decision on a Comune's admission. None: there is no data centre, or its totals are not known.
     pub fn decision(&mut self, name: &str) -> Option<Decision> {
         if self.has_room_for_all() {
-            let request = self.entries.get(name)?.request(self.data_center.as_ref())?;
+            let request = self.entries.get(name)?.request()?;
             return Some(Decision::of_plenty(&request));
         }
         self.refresh();
@@ -260,29 +402,36 @@ impl Register {
 
     /// Sum of what has been promised, by resource, and the numbers of admitted and known Comuni.
     pub fn committed(&mut self) -> (BTreeMap<String, Amount>, usize, usize) {
-        self.refresh();
         let mut sum = BTreeMap::new();
         let mut admitted = 0;
-        for granted in self.decisions.values().filter_map(|decision| decision.granted.as_ref()) {
+        let mut add = |decision: &Decision| {
+            let Some(granted) = &decision.granted else { return };
             admitted += 1;
             for (resource, amount) in granted {
                 *sum.entry(resource.clone()).or_default() += *amount;
             }
+        };
+        if self.has_room_for_all() {
+            let requests = self.entries.values().filter_map(Entry::request);
+            requests.for_each(|request| add(&Decision::of_plenty(&request)));
+        } else {
+            self.refresh();
+            self.decisions.values().for_each(add);
         }
         (sum, admitted, self.entries.len())
     }
 
     /// Names of all known Comuni.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.entries.keys().map(String::as_str)
+        self.entries.keys().map(|name| &**name)
     }
 
     /// Services made from each template: template → version as asked for (or none) → number.
     pub fn template_use(&self) -> BTreeMap<String, BTreeMap<Option<String>, u32>> {
         let mut used: BTreeMap<String, BTreeMap<Option<String>, u32>> = BTreeMap::new();
-        for service in self.entries.values().flat_map(|entry| &entry.comune.spec.services) {
-            *used.entry(service.template.clone()).or_default().entry(service.version.clone()).or_default() +=
-                1;
+        for (template, version) in self.entries.values().flat_map(|entry| &entry.templates) {
+            let versions = used.entry(template.to_string()).or_default();
+            *versions.entry(version.as_deref().map(str::to_owned)).or_default() += 1;
         }
         used
     }
@@ -291,10 +440,8 @@ impl Register {
     pub fn users_of_template(&self, template: &str) -> Vec<String> {
         self.entries
             .iter()
-            .filter(|(_, entry)| {
-                entry.comune.spec.services.iter().any(|service| service.template == template)
-            })
-            .map(|(name, _)| name.clone())
+            .filter(|(_, entry)| entry.templates.iter().any(|(used, _)| **used == *template))
+            .map(|(name, _)| name.to_string())
             .collect()
     }
 
@@ -307,8 +454,7 @@ impl Register {
     fn decide_for_all(&self) -> BTreeMap<String, Decision> {
         let mut entries: Vec<&Entry> = self.entries.values().collect();
         entries.sort_by(|a, b| a.seniority.key().cmp(&b.seniority.key()));
-        let requests: Vec<Request> =
-            entries.iter().filter_map(|entry| entry.request(self.data_center.as_ref())).collect();
+        let requests: Vec<Request> = entries.into_iter().filter_map(Entry::request).collect();
         decide(&self.capacity, &requests)
     }
 }
@@ -327,7 +473,15 @@ fn request(comune: &Comune, seniority: &Seniority, data_center: &DataCenter) -> 
         Err(_) => in_force.clone()?,
     };
     let granted = admitted.then(|| in_force.unwrap_or_else(|| wanted.clone()));
-    Some(Request { name: seniority.name.clone(), wanted, granted })
+    Some(Request { name: seniority.name.to_string(), wanted, granted })
+}
+
+fn digest(comune: &Comune) -> Option<[u8; 16]> {
+    let mut hasher = blake3::Hasher::new();
+    serde_json::to_writer(&mut hasher, &comune.spec).ok()?;
+    let mut digest = [0; 16];
+    digest.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+    Some(digest)
 }
 
 fn remembered_by(seen: &NamespaceSeen) -> Option<Remembered> {
@@ -391,6 +545,42 @@ mod tests {
         assert_eq!(register.senior_holder("beta", &claim), Some("alfa"));
         register.remove("alfa");
         assert_eq!(register.senior_holder("beta", &claim), None);
+    }
+
+    #[test]
+    fn a_comune_comes_back_as_it_was_but_for_who_manages_its_fields() {
+        let ready = |number: i64, comune: Comune| {
+            let mut comune = Comune { spec: crate::fixtures::full_comune().spec, ..comune };
+            let status = comune.status.get_or_insert_default();
+            status.observed_generation = Some(number);
+            status.conditions = vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition {
+                type_: reasons::READY.into(),
+                status: "True".into(),
+                reason: reasons::AS_DECLARED.into(),
+                message: "everything is as declared".into(),
+                last_transition_time: k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+                    Timestamp::UNIX_EPOCH,
+                ),
+                observed_generation: Some(number),
+            }];
+            comune
+        };
+        let mut register = Register::default();
+        // Some before there is anything to pack them against, some after.
+        let comuni: Vec<Comune> =
+            (0..40).map(|number| ready(number, created(&format!("c{number}"), number, |_| {}))).collect();
+        for comune in &comuni {
+            let mut managed = comune.clone();
+            managed.metadata.managed_fields =
+                Some(vec![k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry::default()]);
+            register.put(&managed);
+        }
+        for comune in &comuni {
+            assert_eq!(register.comune(&comune.name_any()).as_ref(), Some(comune));
+        }
+        let last = &register.entries["c39"].comune;
+        assert!(matches!(last, Kept::Text(Stored::Packed { bytes, .. }) if bytes.len() < 400), "it is small");
+        assert!(register.comune("c40").is_none());
     }
 
     #[test]

@@ -110,8 +110,17 @@ pub fn without_volatile(status: &ComuneStatus) -> ComuneStatus {
         if condition.type_ == reasons::AVAILABLE {
             condition.message.clear();
         }
+        // What is missing changes whenever another one is admitted or leaves.
+        if condition.reason == reasons::INSUFFICIENT_CAPACITY {
+            condition.message = without_amounts(&condition.message);
+        }
     }
     steady
+}
+
+fn without_amounts(message: &str) -> String {
+    let words = message.split(' ').filter(|word| !word.starts_with(|first: char| first.is_ascii_digit()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 fn findings(comune: &Comune, status: &ComuneStatus, facts: &Verdicts<'_>) -> BTreeMap<&'static str, Finding> {

@@ -1,8 +1,7 @@
-//! Small forms of what is known of thousands of objects: names that many share, ids as numbers, texts that differ
-//! little from others of their kind.
+//! Small forms of what is known of thousands of objects: names that many share, ids as numbers.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     fmt,
     sync::Arc,
 };
@@ -180,60 +179,6 @@ impl fmt::Display for Token {
     }
 }
 
-/// Keeps texts that wait to be looked at, each as its difference from the first ones of its kind.
-#[derive(Default)]
-pub struct Shelf {
-    samples: HashMap<Kind, Arc<[u8]>>,
-}
-
-/// A text on a [`Shelf`].
-#[derive(Debug)]
-pub enum Stored {
-    /// As it is.
-    Plain(Box<str>),
-    /// Packed, against the samples of its kind at that time.
-    Packed {
-        /// The packed bytes.
-        bytes: Box<[u8]>,
-        /// Length of the text, in bytes.
-        length: u32,
-        /// What it was packed against.
-        samples: Arc<[u8]>,
-    },
-}
-
-/// As much of the first texts of a kind as others are packed against, in bytes.
-const SAMPLES: usize = 16 << 10;
-
-impl Shelf {
-    /// Puts a text away.
-    pub fn put(&mut self, kind: Kind, text: &str) -> Stored {
-        let samples = self.samples.entry(kind).or_default();
-        if samples.len() < SAMPLES {
-            *samples = samples.iter().chain(text.as_bytes()).copied().collect();
-            return Stored::Plain(text.into());
-        }
-        let packed = lz4_flex::block::compress_with_dict(text.as_bytes(), samples);
-        match u32::try_from(text.len()) {
-            Ok(length) if packed.len() < text.len() => {
-                Stored::Packed { bytes: packed.into(), length, samples: samples.clone() }
-            }
-            _ => Stored::Plain(text.into()),
-        }
-    }
-
-    /// The text. Empty when it cannot be read, which only a broken memory can bring about.
-    pub fn get(&self, stored: &Stored) -> String {
-        match stored {
-            Stored::Plain(text) => text.to_string(),
-            Stored::Packed { bytes, length, samples } => {
-                let text = lz4_flex::block::decompress_with_dict(bytes, *length as usize, samples);
-                text.ok().and_then(|bytes| String::from_utf8(bytes).ok()).unwrap_or_default()
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -255,20 +200,6 @@ mod tests {
         }
         assert!(matches!(Token::from("0f8fad5b-d9cb-469f-a165-70867728950e"), Token::Uuid(_)));
         assert!(matches!(Token::from("00112233445566ff"), Token::Hash(_)));
-    }
-
-    #[test]
-    fn texts_on_a_shelf_are_small_and_come_back_as_they_were() {
-        let text = |number: usize| {
-            format!("{{\"name\":\"dolo-{number}\",\"spec\":\"{}\"}}", "sempre uguale, ".repeat(60))
-        };
-        let mut shelf = Shelf::default();
-        let stored: Vec<Stored> = (0..100).map(|number| shelf.put(Kind::Service, &text(number))).collect();
-        for (number, stored) in stored.iter().enumerate() {
-            assert_eq!(shelf.get(stored), text(number));
-        }
-        let Some(Stored::Packed { bytes, .. }) = stored.last() else { unreachable!("packed by now") };
-        assert!(bytes.len() < 100, "{} of {}", bytes.len(), text(99).len());
     }
 
     #[test]

@@ -10,10 +10,13 @@ use std::{
 };
 
 use conme_api::keys;
-use conme_blueprint::{ChildRef, ChildSeen, ChildState, Kind, NamespaceSeen, Observed, PodsSeen, child};
+use conme_blueprint::{
+    ChildRef, ChildSeen, ChildState, Kind, NamespaceSeen, Observed, PodsSeen, child,
+    shelf::{Shelf, Stored},
+};
 use serde_json::Value;
 
-use crate::compact::{At, Pairs, Pool, Quota, Shelf, Stored, Token};
+use crate::compact::{At, Pairs, Pool, Quota, Token};
 
 /// What an event has changed.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -102,12 +105,59 @@ impl Departed {
     }
 }
 
+/// The children of one Comune, sorted by address. A tree of so few would be half empty.
+#[derive(Default)]
+struct Children(Vec<(At, Record)>);
+
+/// Places that are made at once when there is none left.
+const PLACES: usize = 4;
+
+impl Children {
+    fn place(&self, at: &At) -> Result<usize, usize> {
+        self.0.binary_search_by(|(known, _)| known.cmp(at))
+    }
+
+    fn get(&self, at: &At) -> Option<&Record> {
+        self.place(at).ok().map(|place| &self.0[place].1)
+    }
+
+    fn get_mut(&mut self, at: &At) -> Option<&mut Record> {
+        self.place(at).ok().map(|place| &mut self.0[place].1)
+    }
+
+    fn contains(&self, at: &At) -> bool {
+        self.place(at).is_ok()
+    }
+
+    fn insert(&mut self, at: At, record: Record) {
+        match self.place(&at) {
+            Ok(place) => self.0[place].1 = record,
+            Err(place) => {
+                if self.0.len() == self.0.capacity() {
+                    self.0.reserve_exact(PLACES);
+                }
+                self.0.insert(place, (at, record));
+            }
+        }
+    }
+
+    fn remove(&mut self, at: &At) {
+        if let Ok(place) = self.place(at) {
+            self.0.remove(place);
+        }
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &At> {
+        self.0.iter().map(|(at, _)| at)
+    }
+}
+
 /// What is known of every child.
 #[derive(Default)]
 pub struct Index {
     pool: Pool,
-    shelf: Shelf,
-    children: HashMap<Arc<str>, BTreeMap<At, Record>>,
+    shelves: HashMap<Kind, Shelf>,
+    children: HashMap<Arc<str>, Children>,
     /// By namespace, the Comuni that have children in it, or it itself: hardly ever more than one.
     owners: HashMap<Arc<str>, Vec<Arc<str>>>,
     namespaces: BTreeMap<Arc<str>, (u64, Namespace)>,
@@ -187,9 +237,11 @@ impl Index {
             Some(record) if record.uid == uid => match &record.check {
                 Check::Passed if record.digest == digest && (record.foreign || !foreign) => Check::Passed,
                 Check::Passed | Check::Failed => Check::Failed,
-                Check::Pending(_) => Check::Pending(Box::new(self.shelf.put(kind, &stripped))),
+                Check::Pending(_) => {
+                    Check::Pending(Box::new(self.shelves.entry(kind).or_default().put(&stripped)))
+                }
             },
-            _ => Check::Pending(Box::new(self.shelf.put(kind, &stripped))),
+            _ => Check::Pending(Box::new(self.shelves.entry(kind).or_default().put(&stripped))),
         };
         let failed = matches!(check, Check::Failed);
         touched.drift = failed && known.is_some_and(|record| !matches!(record.check, Check::Failed));
@@ -211,8 +263,7 @@ impl Index {
 
     /// The Comune that a child is known to belong to.
     fn owner(&self, at: &At) -> Option<Arc<str>> {
-        let has =
-            |owner: &&Arc<str>| self.children.get(*owner).is_some_and(|children| children.contains_key(at));
+        let has = |owner: &&Arc<str>| self.children.get(*owner).is_some_and(|children| children.contains(at));
         self.owners.get(at.home())?.iter().find(has).cloned()
     }
 
@@ -354,7 +405,7 @@ impl Index {
         }
         let Some(children) = self.children.get_mut(owner) else { return };
         children.remove(at);
-        if children.is_empty() {
+        if children.0.is_empty() {
             self.children.remove(owner);
         }
         let home = at.home();
@@ -381,12 +432,12 @@ impl Index {
     /// What is seen of one Comune. `wanted` are the namespaces that its manifest asks for.
     pub fn observe(&self, comune: &str, wanted: &[String]) -> Observed {
         let mut observed = Observed::default();
-        for (at, record) in self.children.get(comune).into_iter().flatten() {
+        for (at, record) in self.children.get(comune).into_iter().flat_map(|children| &children.0) {
             let state = match &record.check {
                 Check::Passed => ChildState::Intact,
                 Check::Failed => ChildState::Changed,
                 Check::Pending(stored) => ChildState::Unchecked {
-                    live: serde_json::from_str(&self.shelf.get(stored)).unwrap_or_default(),
+                    live: serde_json::from_str(&stored.text()).unwrap_or_default(),
                     foreign: record.foreign,
                 },
             };
@@ -448,7 +499,7 @@ impl Index {
 
     /// Number of children known.
     pub fn len(&self) -> usize {
-        self.children.values().map(BTreeMap::len).sum()
+        self.children.values().map(|children| children.0.len()).sum()
     }
 
     /// No child is known.

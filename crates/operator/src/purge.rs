@@ -26,7 +26,7 @@ pub fn list(world: &World, index: &Index, previous: Option<&PurgeList>, now: Tim
     let mut add = |item: PurgeItem| {
         items.entry((item.kind.clone(), item.name.clone())).or_insert(item);
     };
-    for comune in world.comuni() {
+    for comune in world.comuni_with_orphans() {
         for orphan in comune.status.iter().flat_map(|status| &status.orphans) {
             add(PurgeItem {
                 kind: orphan.kind.clone(),

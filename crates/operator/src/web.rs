@@ -80,15 +80,7 @@ async fn metrics(State(vitals): State<Arc<Vitals>>) -> String {
     vitals.metrics.queue("comune", &context.comuni);
     vitals.metrics.queue("database", &context.databases);
     vitals.metrics.queue("catalogue", &context.catalogue);
-    let (ready, all) = {
-        let world = context.world();
-        let is_ready = |comune: &&Arc<conme_api::Comune>| {
-            comune.status.as_ref().is_some_and(|status| {
-                status.conditions.iter().any(|c| c.type_ == conme_api::reasons::READY && c.status == "True")
-            })
-        };
-        (world.comuni().filter(is_ready).count(), world.comuni().count())
-    };
+    let (ready, all) = context.world().ready_and_all();
     let children = context.index().len();
     vitals.metrics.comuni(ready, all - ready, children);
     vitals.metrics.text()

@@ -8,7 +8,7 @@ use std::{
 
 use conme_api::{Comune, DataCenter, DatabaseServer, ServiceTemplate};
 use conme_blueprint::{
-    Claim, DatabaseDetails, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left,
+    Claim, DatabaseDetails, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left, is_ready,
 };
 use conme_databases::Marked;
 use jiff::{SignedDuration, Timestamp};
@@ -20,11 +20,11 @@ use crate::{databases::DatabaseState, dedicated::DedicatedState, departure::Grac
 pub struct World {
     /// Name of the DataCenter that this operator serves.
     pub serves: String,
-    comuni: BTreeMap<String, Arc<Comune>>,
+    comuni: BTreeMap<String, Known>,
     data_centers: BTreeMap<String, Arc<DataCenter>>,
     templates: BTreeMap<String, Arc<ServiceTemplate>>,
     storage_classes: BTreeSet<String>,
-    /// All Comuni's claims and admissions.
+    /// All Comuni with their claims and admissions.
     pub register: Register,
     /// Databases by Comune and name in the manifest.
     pub databases: HashMap<(String, String), DatabaseState>,
@@ -45,11 +45,32 @@ pub struct World {
     unreadable: BTreeSet<String>,
 }
 
+/// What is often asked of a Comune; the register has it as a whole.
+struct Known {
+    version: Option<u64>,
+    uid: Option<Box<str>>,
+    ready: bool,
+    orphans: bool,
+}
+
+impl Known {
+    fn of(comune: &Comune) -> Self {
+        Self {
+            version: version(comune),
+            uid: comune.metadata.uid.as_deref().map(Into::into),
+            ready: is_ready(comune),
+            orphans: comune.status.as_ref().is_some_and(|status| !status.orphans.is_empty()),
+        }
+    }
+}
+
+fn version<K: Resource>(object: &K) -> Option<u64> {
+    object.meta().resource_version.as_ref().and_then(|text| text.parse().ok())
+}
+
 /// Whether news are newer than what is known.
 fn is_newer<K: Resource>(object: &K, known: Option<&Arc<K>>) -> bool {
-    let version =
-        |object: &K| object.meta().resource_version.as_ref().and_then(|text| text.parse::<u64>().ok());
-    known.is_none_or(|known| version(object) > version(known) || object.meta().uid != known.meta().uid)
+    known.is_none_or(|known| version(object) > version(&**known) || object.meta().uid != known.meta().uid)
 }
 
 impl World {
@@ -76,21 +97,21 @@ impl World {
     }
 
     /// Takes note of a Comune. Returns the names of the Comuni that have to be looked at.
-    pub fn put_comune(&mut self, mut comune: Comune) -> BTreeSet<String> {
+    pub fn put_comune(&mut self, comune: Comune) -> BTreeSet<String> {
         let name = comune.name_any();
         self.relisting.remove(&name);
         self.unreadable.remove(&name);
-        if !is_newer(&comune, self.comuni.get(&name)) {
+        let news = Known::of(&comune);
+        let known = self.comuni.get(&name);
+        if known.is_some_and(|known| news.version <= known.version && news.uid == known.uid) {
             return BTreeSet::new();
         }
-        comune.metadata.managed_fields = None;
-        let comune = Arc::new(comune);
         let waiting = self.register.waiting_for_room();
-        let mut touched = self.register.put_shared(comune.clone());
+        let mut touched = self.register.put(&comune);
         if !touched.is_empty() || !waiting.is_empty() {
             touched.extend(waiting);
         }
-        self.comuni.insert(name.clone(), comune);
+        self.comuni.insert(name.clone(), news);
         touched.insert(name);
         touched
     }
@@ -134,9 +155,9 @@ impl World {
         gone.iter().flat_map(|name| self.remove_comune(name)).collect()
     }
 
-    /// A Comune.
+    /// A Comune, but for who manages its fields.
     pub fn comune(&self, name: &str) -> Option<Arc<Comune>> {
-        self.comuni.get(name).cloned()
+        self.register.comune(name).map(Arc::new)
     }
 
     /// Names of all Comuni.
@@ -248,9 +269,15 @@ impl World {
         servers.iter().find(|server| server.name == name).cloned()
     }
 
-    /// All Comuni.
-    pub fn comuni(&self) -> impl Iterator<Item = &Arc<Comune>> {
-        self.comuni.values()
+    /// The numbers of Comuni that are Ready, and of all.
+    pub fn ready_and_all(&self) -> (usize, usize) {
+        (self.comuni.values().filter(|known| known.ready).count(), self.comuni.len())
+    }
+
+    /// Comuni whose status tells of something that they have left.
+    pub fn comuni_with_orphans(&self) -> impl Iterator<Item = Comune> {
+        let with_orphans = self.comuni.iter().filter(|(_, known)| known.orphans);
+        with_orphans.filter_map(|(name, _)| self.register.comune(name))
     }
 
     /// Takes note of a DataCenter. Returns whether it is the one in service and its specification is new.

@@ -686,6 +686,21 @@ fn what_moves_by_itself_is_ignored_and_nothing_else() {
     assert_ne!(without_volatile(&more), without_volatile(&settled));
 }
 
+#[test]
+fn how_much_is_missing_moves_by_itself_and_what_is_missing_does_not() {
+    let waiting = |cpu: &str, memory: &str| {
+        let mut look = full();
+        look.edit(|c| c["spec"]["quota"] = json!({"cpu": cpu, "memory": memory}));
+        look.report()
+    };
+    let (before, after) = (waiting("999", "1Gi"), waiting("998", "1Gi"));
+    assert_eq!(ready(&before).1, reasons::INSUFFICIENT_CAPACITY);
+    assert!(ready(&before).2.contains("871 cpu missing"), "{}", ready(&before).2);
+    assert_ne!(before, after);
+    assert_eq!(without_volatile(&before), without_volatile(&after));
+    assert_ne!(without_volatile(&before), without_volatile(&waiting("999", "99999Gi")));
+}
+
 fn leaves(value: &Value, path: &str) -> Vec<String> {
     let below = |key: String, value: &Value| {
         leaves(value, &format!("{path}/{}", key.replace('~', "~0").replace('/', "~1")))
