@@ -2,11 +2,9 @@
 //!
 //! They come from a file that only root can change; nothing of them comes from the data centre.
 
-use std::ffi::OsString;
 use std::fs::{File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
-use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,8 +21,8 @@ use crate::identity::{IdentityError, write_private};
 
 /// Where hooks are looked for when nothing else is said.
 pub const HOOKS: &str = "/etc/conme-mover/hooks.yaml";
-/// How this program is told to wait for a word before it becomes a hook.
-pub const GUARD: &str = "run-hook";
+/// Becomes the words behind it once it has read a line. Nothing of a hook is ever read by a shell as a command.
+const GUARD: [&str; 4] = ["/bin/sh", "-c", r#"read -r go && exec "$@" </dev/null"#, "conme-mover"];
 /// Bytes of a file of hooks at most.
 const MOST: u64 = 64 << 10;
 /// What was ended has to be gone within this time.
@@ -258,8 +256,8 @@ impl CutOver {
         let Some(program) = argv.first() else {
             return Err(failed("", "is no program".into()));
         };
-        let spawned = Command::new("/proc/self/exe")
-            .arg(GUARD)
+        let spawned = Command::new(GUARD[0])
+            .args(&GUARD[1..])
             .args(argv)
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -302,20 +300,6 @@ impl CutOver {
 
 fn path(state: &Path) -> PathBuf {
     state.join("cut-over.json")
-}
-
-/// Becomes the command of a hook, once the program that started this one says so. What it comes back with is why not.
-///
-/// # Errors
-/// When that program ended before, or the command cannot be run.
-pub fn guard(argv: &[OsString]) -> io::Error {
-    let Some((program, arguments)) = argv.split_first() else {
-        return io::ErrorKind::InvalidInput.into();
-    };
-    match io::stdin().read_exact(&mut [0]) {
-        Ok(()) => std::process::Command::new(program).args(arguments).stdin(Stdio::null()).exec(),
-        Err(error) => error,
-    }
 }
 
 /// What runs under this number, if anything does.

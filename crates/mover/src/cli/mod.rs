@@ -135,13 +135,6 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
-    /// Become a command, once the agent that runs it as a hook says so.
-    #[command(name = crate::hooks::GUARD, hide = true)]
-    RunHook {
-        /// The program and its arguments.
-        #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
-        command: Vec<std::ffi::OsString>,
-    },
     /// Show what a receiver has, as JSON.
     Manifest {
         /// The receiver's state directory.
@@ -460,10 +453,6 @@ fn try_run(command: Command, output: &Output) -> anyhow::Result<ExitCode> {
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "conme-mover", &mut std::io::stdout().lock());
             Ok(ExitCode::SUCCESS)
-        }
-        Command::RunHook { command } => {
-            let error = crate::hooks::guard(&command);
-            Err(error).with_context(|| command[0].to_string_lossy().into_owned())
         }
         Command::Manifest { state } => manifest(&state).map(done),
     }
