@@ -244,6 +244,8 @@ struct World {
     agent: [Shared; 3],
     receiver: [Shared; 3],
     begun: Option<u32>,
+    /// Units in which a bit has rotted: nobody but a proof can know.
+    rotten: BTreeSet<u64>,
     /// Sessions that are allowed to go wrong; after that everything works, so that the run ends.
     troubled: u32,
     sessions: u32,
@@ -284,6 +286,7 @@ impl World {
             agent: [shared(), shared(), shared()],
             receiver: [shared(), shared(), shared()],
             begun: None,
+            rotten: BTreeSet::new(),
             troubled,
             sessions: 0,
             dice,
@@ -376,6 +379,7 @@ impl World {
         let target = Sim { medium: self.target.clone(), len, holes: self.holes };
         let window = 1 + self.dice.below(200_000) as u32;
         let mut there = Receiver::open(self.geometry, target, tables, SimLog(log), [9; 16], window)?;
+        self.assert_claims_are_true();
 
         let choice =
             if self.dice.once_in(2) { Choice::Line } else { Choice::Fixed(self.dice.below(3) as i32) };
@@ -531,6 +535,21 @@ impl World {
         }
     }
 
+    /// Whatever stopped the session before: of a unit the receiver knows what is on its disk, or nothing.
+    fn assert_claims_are_true(&self) {
+        let geometry = &self.geometry;
+        let units = SimTable(self.receiver[0].clone()).get(0, geometry.units() as usize).unwrap();
+        for (unit, claimed) in (0..).zip(units) {
+            if !claimed.is_known() || self.rotten.contains(&unit) {
+                continue;
+            }
+            let mut content = vec![0; geometry.unit_len(unit)];
+            self.target.borrow().read(geometry.offset(unit) as usize, &mut content);
+            let there = hash::unit(geometry, unit, &hash::leaves(geometry, &content));
+            assert_eq!(there, claimed, "unit {unit} is claimed to be on the disk, and is not");
+        }
+    }
+
     /// What the receiver has durably, and said so, does not come again.
     fn assert_needed(&self, head: &UnitHead) {
         let UnitHead { unit, hash, changed, .. } = head;
@@ -578,6 +597,7 @@ fn play(seed: u64) {
             if world.dice.once_in(2) {
                 // A bit rots: the proof has to find it.
                 let at = world.dice.below(world.geometry.len()) as usize;
+                world.rotten.insert(at as u64 / u64::from(UNIT));
                 let mut target = world.target.borrow_mut();
                 target.seen[at] ^= 4;
                 target.durable[at] ^= 4;
