@@ -8,7 +8,7 @@ TESTBED := $(BIN)/conme-testbed
 NAME ?= demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak isolation-report bench-operator bench-mover check manifests
+.PHONY: help demo demo-down kubeconfig build test test-unit test-stories test-story soak isolation-report bench-operator bench-mover mover check manifests
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,10 @@ bench-mover: ## What the mover costs beside rsync, borg, casync and nbdcopy, as 
 	@cargo build --locked --release -p conme-mover -p conme-bench --bins
 	@$(CARGO_TARGET_DIR)/release/conme-bench mover --links $(LINKS) $(if $(SIZE),--size $(SIZE)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(PEERS),--peers $(PEERS))
+
+mover: ## Build conme-mover, one static program for every Linux, and say where it is
+	@cargo rustc --locked --release -p conme-mover --bin conme-mover -- -C target-feature=+crt-static
+	@echo "$(CARGO_TARGET_DIR)/release/conme-mover"
 
 check: ## Format, lints, generated files
 	cargo fmt --all --check
