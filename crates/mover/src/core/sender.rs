@@ -61,7 +61,7 @@ pub struct Tables<T> {
 /// What has been done so far in a session.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Tally {
-    /// Units that have been dealt with.
+    /// Units that have been dealt with: read, and acknowledged where they were sent.
     pub units_done: u64,
     /// Units that were done before this session.
     pub units_before: u64,
@@ -146,6 +146,8 @@ enum Change {
 
 #[derive(Debug)]
 struct InFlight {
+    /// How far reading was.
+    position: u64,
     sequence: u64,
     cost: u64,
     held: usize,
@@ -238,7 +240,9 @@ impl<S: Source, T: Table> Sender<S, T> {
 
     /// What has been done so far.
     pub fn tally(&self) -> Tally {
-        Tally { units_done: self.cursor, ..self.tally }
+        // What has not arrived is not done: the line may be far behind the disk.
+        let done = self.in_flight.front().map_or(self.cursor, |flying| flying.position);
+        Tally { units_done: done, ..self.tally }
     }
 
     /// The round that this session has begun or gone on with; 0 before.
@@ -697,7 +701,8 @@ impl<S: Source, T: Table> Sender<S, T> {
         self.told = self.cursor;
         self.in_flight_cost += cost;
         self.held += held;
-        self.in_flight.push_back(InFlight { sequence: self.sequence, cost, held, refused: false, change });
+        let (position, sequence) = (self.cursor, self.sequence);
+        self.in_flight.push_back(InFlight { position, sequence, cost, held, refused: false, change });
         self.outbox.push_back(frame);
     }
 
