@@ -502,10 +502,11 @@ fn a_mounted_file_system_that_is_written_to_between_rounds_arrives_whole_without
         let note = proof.last("note")["text"].as_str().unwrap_or_default();
         assert!(note.contains("mounted for writing"), "{form}: {:#?}", proof.seen);
         assert!(receiver.end().success(), "{:#?}", receiver.seen);
-        assert!(
-            same(&site.path("image"), &site.path("copy")),
-            "{form}: a proof of a mounted one left something out"
-        );
+        // The kernel may write to it at any moment, so that both are not compared now.
+        let evidence = receiver.last("round")["evidence"].as_str().unwrap();
+        let checked = site.ok(&["verify", "--authority", "ca/authority.pem", "--evidence", evidence]);
+        assert_eq!(checked[0]["event"], "evidence", "{form}: {checked:#?}");
+        assert!(checked.iter().all(|told| told["skipped"].is_null()), "{form}: {checked:#?}");
 
         std::fs::write(at.join("last"), noise(9, 4 << 20)).unwrap();
         drop(mounted);
