@@ -93,12 +93,7 @@ fn either_end_may_be_killed_and_nothing_acknowledged_is_sent_again() {
     let slow = ["--cap", "16mbit"];
     for kill_agent in [true, false, true] {
         let mut agent = site.agent(&address, &slow);
-        acknowledged += loop {
-            let now = agent.event("progress")["tally"]["units_acknowledged"].as_u64().unwrap();
-            if now > 0 {
-                break now;
-            }
-        };
+        acknowledged += agent.acknowledged();
         if kill_agent {
             agent.kill();
         } else {

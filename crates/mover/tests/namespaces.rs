@@ -98,12 +98,7 @@ fn a_server_moves_between_two_machines_whichever_of_them_is_killed() {
     for kill_agent in [true, false] {
         let args = ["agent", "--state", "agent", "--source", "disk", "--cap", &cap];
         let mut agent = start(&site, &line.office, &args);
-        acknowledged += loop {
-            let now = agent.event("progress")["tally"]["units_acknowledged"].as_u64().unwrap();
-            if now > 0 {
-                break now;
-            }
-        };
+        acknowledged += agent.acknowledged();
         if kill_agent {
             agent.kill();
             continue;

@@ -132,6 +132,16 @@ pub struct Running {
 }
 
 impl Running {
+    /// Waits until the receiver has acknowledged something to this agent; gives how many units.
+    pub fn acknowledged(&mut self) -> u64 {
+        loop {
+            let now = self.event("progress")["tally"]["units_acknowledged"].as_u64().unwrap();
+            if now > 0 {
+                return now;
+            }
+        }
+    }
+
     pub fn start(site: &Site, args: &[&str]) -> Self {
         Self::spawn(site.command(args))
     }
