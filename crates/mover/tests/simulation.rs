@@ -10,6 +10,7 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, VecDeque};
+use std::convert::Infallible;
 use std::io;
 use std::rc::Rc;
 use std::time::Duration;
@@ -426,14 +427,16 @@ impl World {
                 4 => {
                     if let Some(load) = line.waiting.pop_front() {
                         let counted = load.counted();
-                        line.packer.set_level(line.levels.level());
+                        let fewer = self.dice.once_in(2);
+                        let Ok(level) = line.levels.for_next(|_, _| Ok::<_, Infallible>(Some(fewer)));
+                        line.packer.set_level(level);
                         let bytes = load.pack(&mut line.packer).unwrap().encode();
                         // The reader may hear of it late, even after the acknowledgement, or never.
                         if counted > 0 && !self.dice.once_in(50) {
                             agent.packed(counted, bytes.len() as u64);
                         }
                         let packing = Duration::from_millis(self.dice.below(300));
-                        line.levels.note(packing, packing * self.dice.below(4) as u32);
+                        line.levels.note(level, packing, packing * self.dice.below(4) as u32);
                         up.push_back(bytes);
                     }
                 }

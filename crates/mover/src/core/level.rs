@@ -3,6 +3,10 @@
 //! One thread packs while another reads and the line sends. While packing takes less than all of the time, something
 //! else is slower: the line, the disk, or the other end. Then a higher level costs nothing but processor time, which
 //! has a ceiling. When packing takes all of the time that it may, a lower level is faster.
+//!
+//! A higher level is not always smaller: it looks for short repetitions as well, and where records are numbers between words
+//! that come again, each short one that chance makes costs more than it saves. So a piece of the content is packed both
+//! ways now and then.
 
 use std::time::Duration;
 
@@ -17,6 +21,8 @@ const JUDGED: Duration = Duration::from_millis(250);
 const FULL: f64 = 0.95;
 /// A higher level may take so much of it.
 const ROOM: f64 = 0.8;
+/// One content of so many is tried.
+const TRIED: u32 = 4;
 
 /// The share of one processor's time that packing may take.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,6 +71,10 @@ pub struct Levels {
     ceiling: Ceiling,
     packing: Duration,
     total: Duration,
+    /// Whether the lowest made fewer bytes in the last trial.
+    lowest: bool,
+    /// Contents until the next trial.
+    until_tried: u32,
 }
 
 impl Levels {
@@ -74,10 +84,18 @@ impl Levels {
             Choice::Line => None,
             Choice::Fixed(level) => Some(level),
         };
-        Self { at: BEGIN, fixed, ceiling, packing: Duration::ZERO, total: Duration::ZERO }
+        Self {
+            at: BEGIN,
+            fixed,
+            ceiling,
+            packing: Duration::ZERO,
+            total: Duration::ZERO,
+            lowest: false,
+            until_tried: 0,
+        }
     }
 
-    /// The level to pack with.
+    /// The level that the line asks for.
     pub fn level(&self) -> i32 {
         if let Some(level) = self.fixed {
             return level;
@@ -85,13 +103,42 @@ impl Levels {
         LADDER.get(self.at).map_or(1, |(level, _)| *level)
     }
 
+    /// The level to pack the next content with: the one that the line asks for, or the lowest where that makes fewer bytes.
+    /// `makes_fewer` tries it on a piece of the content: whether the first level makes fewer bytes than the second; `None`
+    /// when there is too little of it to tell.
+    ///
+    /// # Errors
+    /// What the trial answers.
+    pub fn for_next<E>(
+        &mut self,
+        makes_fewer: impl FnOnce(i32, i32) -> Result<Option<bool>, E>,
+    ) -> Result<i32, E> {
+        let [(lowest, _), ..] = LADDER;
+        let level = self.level();
+        if self.fixed.is_some() || level == lowest {
+            return Ok(level);
+        }
+        if self.until_tried == 0
+            && let Some(fewer) = makes_fewer(lowest, level)?
+        {
+            (self.lowest, self.until_tried) = (fewer, TRIED);
+        }
+        self.until_tried = self.until_tried.saturating_sub(1);
+        Ok(if self.lowest { lowest } else { level })
+    }
+
     /// How long to pause after having packed for so long.
     pub fn pause(&self, packing: Duration) -> Duration {
         self.ceiling.pause(packing)
     }
 
-    /// Something was packed: how long that took, and how long it is since the one before was packed, with all waiting.
-    pub fn note(&mut self, packing: Duration, total: Duration) {
+    /// Something was packed with this level: how long that took, and how long it is since the one before was packed, with
+    /// all waiting.
+    pub fn note(&mut self, level: i32, packing: Duration, total: Duration) {
+        if level != self.level() {
+            // Says nothing about what the line has time for.
+            return;
+        }
         self.packing += packing;
         self.total += total.max(packing);
         if self.total < JUDGED {
@@ -123,7 +170,7 @@ mod tests {
                 let bytes = f64::from(4 << 20);
                 let packing = Duration::from_secs_f64(bytes * LADDER[at].1 / processor);
                 let sending = Duration::from_secs_f64(bytes / ratio(at) / line);
-                levels.note(packing, sending.max(packing + levels.pause(packing)));
+                levels.note(levels.level(), packing, sending.max(packing + levels.pause(packing)));
                 levels.level()
             })
             .collect()
@@ -175,7 +222,7 @@ mod tests {
     fn what_a_person_has_chosen_stays() {
         let mut levels = Levels::new(Choice::Fixed(12), Ceiling::percent(100));
         for _ in 0..100 {
-            levels.note(Duration::ZERO, Duration::from_secs(1));
+            levels.note(12, Duration::ZERO, Duration::from_secs(1));
         }
         assert_eq!(levels.level(), 12);
     }
@@ -183,9 +230,42 @@ mod tests {
     #[test]
     fn nothing_is_judged_by_a_moment() {
         let mut levels = Levels::new(Choice::Line, Ceiling::percent(100));
-        levels.note(Duration::ZERO, Duration::from_millis(100));
+        levels.note(3, Duration::ZERO, Duration::from_millis(100));
         assert_eq!(levels.level(), 3);
-        levels.note(Duration::ZERO, Duration::from_millis(200));
+        levels.note(3, Duration::ZERO, Duration::from_millis(200));
         assert_eq!(levels.level(), 5);
+    }
+
+    /// The level for the next content, and whether it was tried.
+    fn next(levels: &mut Levels, fewer: bool) -> (i32, bool) {
+        let mut tried = false;
+        let level = levels.for_next(|low, high| {
+            assert!(low < high);
+            tried = true;
+            Ok::<_, ()>(Some(fewer))
+        });
+        (level.unwrap(), tried)
+    }
+
+    #[test]
+    fn where_the_lowest_level_makes_fewer_bytes_it_is_used_and_tried_again_now_and_then() {
+        let mut levels = Levels::new(Choice::Line, Ceiling::percent(100));
+        assert_eq!(next(&mut levels, true), (1, true));
+        for _ in 1..TRIED {
+            assert_eq!(next(&mut levels, false), (1, false));
+        }
+        // What was packed with another level does not raise it.
+        levels.note(1, Duration::ZERO, Duration::from_secs(9));
+        assert_eq!(next(&mut levels, false), (3, true));
+        assert_eq!(next(&mut levels, true), (3, false));
+    }
+
+    #[test]
+    fn too_little_content_is_packed_as_the_one_before_and_the_next_is_tried() {
+        let mut levels = Levels::new(Choice::Line, Ceiling::percent(100));
+        assert_eq!(levels.for_next(|_, _| Ok::<_, ()>(None)), Ok(3));
+        assert_eq!(next(&mut levels, true), (1, true));
+        let mut fixed = Levels::new(Choice::Fixed(12), Ceiling::percent(100));
+        assert_eq!(next(&mut fixed, true), (12, false));
     }
 }

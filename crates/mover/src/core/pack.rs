@@ -8,6 +8,8 @@ const WINDOW: u32 = 22;
 const LEAST: usize = 1 << 20;
 /// From this level on zstd's tables would be larger than what is packed.
 const LARGE: i32 = 9;
+/// Bytes on which two levels are compared.
+const SAMPLE: usize = 256 << 10;
 
 /// Packs the content of leaves: compressed when that saves something, as it is otherwise.
 #[derive(Default)]
@@ -46,19 +48,38 @@ impl Packer {
         if self.level == 0 || content.is_empty() {
             return Ok((Packing::Raw, content));
         }
-        let zstd = match &mut self.zstd {
-            Some(zstd) => zstd,
-            none => none.insert(compressor(self.level)?),
-        };
-        self.packed.clear();
-        self.packed.reserve_exact(zstd::zstd_safe::compress_bound(content.len()));
-        let len = zstd.compress_to_buffer(&content, &mut self.packed)?;
+        let len = self.compress(&content)?;
         // Less than a 32nd is not worth the work of unpacking.
         if len < content.len() - content.len() / 32 {
             Ok((Packing::Zstd, self.packed.clone()))
         } else {
             Ok((Packing::Raw, content))
         }
+    }
+
+    /// Whether one level makes fewer bytes of this content than the other, by half a percent at least and as far as its
+    /// beginning tells; `None` when there is too little of it. The other level is the one that is set afterwards.
+    ///
+    /// # Errors
+    /// When zstd has no memory for it.
+    pub fn makes_fewer(&mut self, level: i32, than: i32, content: &[u8]) -> std::io::Result<Option<bool>> {
+        let Some(sample) = content.get(..SAMPLE) else { return Ok(None) };
+        self.set_level(level);
+        let one = self.compress(sample)?;
+        self.set_level(than);
+        let other = self.compress(sample)?;
+        Ok(Some(one < other - other / 200))
+    }
+
+    /// Compresses into the own buffer. Returns how many bytes that are.
+    fn compress(&mut self, content: &[u8]) -> std::io::Result<usize> {
+        let zstd = match &mut self.zstd {
+            Some(zstd) => zstd,
+            none => none.insert(compressor(self.level)?),
+        };
+        self.packed.clear();
+        self.packed.reserve_exact(zstd::zstd_safe::compress_bound(content.len()));
+        zstd.compress_to_buffer(content, &mut self.packed)
     }
 }
 
@@ -218,6 +239,21 @@ mod tests {
         }
         packer.set_level(0);
         assert_eq!(packer.pack(text.clone()).unwrap(), (Packing::Raw, text));
+    }
+
+    #[test]
+    fn numbers_between_words_that_come_again_are_smallest_with_the_lowest_level_and_text_is_not() {
+        let numbers = noise(SAMPLE / 2);
+        let records: Vec<u8> = numbers.chunks(8).flat_map(|number| [number, b"tributi "].concat()).collect();
+        let mut packer = Packer::new(3);
+        assert_eq!(packer.makes_fewer(1, 3, &records).unwrap(), Some(true));
+        assert_eq!(packer.makes_fewer(1, 7, &records).unwrap(), Some(true));
+        assert_eq!(packer.makes_fewer(1, 7, &records[1..]).unwrap(), None);
+        assert_eq!(packer.makes_fewer(1, 3, &noise(SAMPLE)).unwrap(), Some(false));
+        let words = ["delibera", "determina", "protocollo", "tributi", "anagrafe", "mensa"];
+        let text: Vec<u8> =
+            (numbers.iter().flat_map(|byte| words[usize::from(*byte) % words.len()].bytes())).collect();
+        assert_eq!(packer.makes_fewer(1, 7, &text).unwrap(), Some(false));
     }
 
     #[test]

@@ -43,9 +43,15 @@ pub fn run(
     let mut packer = Packer::new(levels.level());
     let mut last = Instant::now();
     while let Ok(load) = loads.recv() {
-        let (counted, content) = (load.counted(), load.content());
-        packer.set_level(levels.level());
+        let (counted, has_content) = (load.counted(), load.content() > 0);
         let began = Instant::now();
+        let level = match &load {
+            Load::Parts(_, content) => {
+                levels.for_next(|lowest, level| packer.makes_fewer(lowest, level, content))?
+            }
+            Load::Frame(_) => levels.level(),
+        };
+        packer.set_level(level);
         let bytes = load.pack(&mut packer)?.encode();
         let packing = began.elapsed();
         let packed = Packed { frames: counted, bytes: bytes.len() as u64 };
@@ -55,9 +61,9 @@ pub fn run(
         // Told only now: who hears it knows that the line has room again. He may have ended, and nothing depends on it
         // then.
         let _ = tell.send(packed);
-        if content > 0 {
+        if has_content {
             std::thread::sleep(levels.pause(packing));
-            levels.note(packing, last.elapsed());
+            levels.note(level, packing, last.elapsed());
             last = Instant::now();
         }
     }
