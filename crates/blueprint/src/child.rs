@@ -264,6 +264,44 @@ fn remove_fields_that_stay(kind: Kind, object: &Value, fields: &mut Value) {
     }
 }
 
+/// What takes away again the fields that others have added beside everybody else's, as a JSON merge patch; `None` where
+/// there are none of them.
+///
+/// It names nothing that it does not remove, so it is right whatever happens to the rest of the object meanwhile. Elements
+/// of a list that others use, too, cannot be named in such a patch: see [`take_over_fields`].
+pub fn removal_of_additions(kind: Kind, object: &Value) -> Option<Value> {
+    let entries = object.pointer("/metadata/managedFields").and_then(Value::as_array)?;
+    let (mut added, mut others) = (json!({}), json!({}));
+    for entry in entries {
+        let into = if owner(kind, entry) == Owner::Foreign { &mut added } else { &mut others };
+        merge(into, &entry["fieldsV1"]);
+    }
+    remove_fields_that_stay(kind, object, &mut added);
+    let patch = removal(&added, &others);
+    patch.as_object().is_some_and(|fields| !fields.is_empty()).then_some(patch)
+}
+
+/// Null for each field that only the first set has.
+fn removal(added: &Value, others: &Value) -> Value {
+    let mut patch = Map::new();
+    for (key, below) in added.as_object().into_iter().flatten() {
+        let Some(field) = key.strip_prefix("f:") else { continue };
+        match others.get(key) {
+            // The cluster's controllers may be writing into these right now.
+            None if !matches!(field, "metadata" | "annotations" | "labels") => {
+                patch.insert(field.to_owned(), Value::Null);
+            }
+            theirs => {
+                let below = removal(below, theirs.unwrap_or(&Value::Null));
+                if below.as_object().is_some_and(|fields| !fields.is_empty()) {
+                    patch.insert(field.to_owned(), below);
+                }
+            }
+        }
+    }
+    Value::Object(patch)
+}
+
 /// Makes the operator the owner of every foreign field: the entries of an object's `managedFields` with everything
 /// foreign moved into the operator's own. The next server-side apply then removes whatever it does not ask for.
 pub fn take_over_fields(kind: Kind, object: &Value) -> Vec<Value> {
@@ -391,6 +429,55 @@ mod tests {
         let adopted = json!({"f:metadata": {"f:annotations": {"f:conme.venis.it/adopt": {}}}});
         let entry = json!({"manager": "kubectl-annotate", "operation": "Update", "fieldsV1": adopted});
         assert_eq!(owner(Kind::Namespace, &entry), Owner::Foreign);
+    }
+
+    #[test]
+    fn what_others_have_added_is_removed_by_name_and_nothing_else() {
+        let entry = |manager: &str, operation: &str, fields: Value| json!({"manager": manager, "operation": operation, "fieldsV1": fields});
+        let ours = json!({"f:metadata": {"f:labels": {"f:app": {}}}, "f:spec": {
+            "f:replicas": {}, "f:template": {"f:spec": {"f:containers": {"k:{\"name\":\"web\"}": {"f:image": {}}}}}}});
+        let revision =
+            json!({"f:metadata": {"f:annotations": {".": {}, "f:deployment.kubernetes.io/revision": {}}}});
+        let deployment = |theirs: Value| {
+            let entries = [
+                entry("conme", "Apply", ours.clone()),
+                entry("kube-controller-manager", "Update", revision.clone()),
+                entry("kubectl", "Update", theirs),
+            ];
+            json!({"metadata": {"managedFields": entries}})
+        };
+        let removed = |theirs: Value| removal_of_additions(Kind::Deployment, &deployment(theirs));
+        assert_eq!(
+            removed(json!({
+                "f:metadata": {"f:annotations": {"f:example.org/a": {}}, "f:labels": {".": {}, "f:app": {}, "f:b/c": {}}},
+                "f:spec": {"f:replicas": {}, "f:paused": {}, "f:template": {"f:spec": {"f:nodeSelector": {".": {}, "f:disk": {}}}}},
+            })),
+            Some(json!({
+                "metadata": {"annotations": {"example.org/a": null}, "labels": {"b/c": null}},
+                "spec": {"paused": null, "template": {"spec": {"nodeSelector": null}}},
+            }))
+        );
+        // Ours as well, the cluster's, or an element of a list: nothing that could be named.
+        assert_eq!(removed(json!({"f:spec": {"f:replicas": {}}, "f:status": {"f:replicas": {}}})), None);
+        assert_eq!(removed(revision.clone()), None);
+        let container = json!({"f:containers": {"k:{\"name\":\"spy\"}": {".": {}, "f:image": {}}}});
+        assert_eq!(removed(json!({"f:spec": {"f:template": {"f:spec": container}}})), None);
+        // Also where nobody else has any, annotations are removed one by one.
+        let alone =
+            entry("kubectl", "Update", json!({"f:metadata": {"f:annotations": {".": {}, "f:a": {}}}}));
+        let object = json!({"metadata": {"managedFields": [alone]}});
+        let patch = json!({"metadata": {"annotations": {"a": null}}});
+        assert_eq!(removal_of_additions(Kind::Service, &object), Some(patch));
+        // What stays in spite of its owner.
+        let mut autoscaled = deployment(json!({"f:spec": {"f:paused": {}, "f:minReadySeconds": {}}}));
+        autoscaled["metadata"]["annotations"] = json!({keys::AUTOSCALED: "true"});
+        autoscaled["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"]
+            .as_object_mut()
+            .unwrap()
+            .remove("f:replicas");
+        autoscaled["metadata"]["managedFields"][2]["fieldsV1"]["f:spec"]["f:replicas"] = json!({});
+        let patch = json!({"spec": {"minReadySeconds": null, "paused": null}});
+        assert_eq!(removal_of_additions(Kind::Deployment, &autoscaled), Some(patch));
     }
 
     #[test]

@@ -165,8 +165,15 @@ impl Executor {
             other => other?,
         };
         // Fields that somebody added beside the operator's own are not in conflict with what is applied and would
-        // stay for ever. More than once: the take-over can meet a newer version of the object, as the cluster's own
-        // controllers write its status right after each change.
+        // stay for ever. Most can be named and are gone with one call, whoever else writes to the object meanwhile.
+        if let Some(removal) = child::removal_of_additions(at.kind, &object) {
+            object = self.remove(at, object, removal).await?;
+        }
+        if self.locked().is_as_it_was(at.kind, &object) {
+            return Ok(object);
+        }
+        // The rest, and what the operator owns twice, in two calls. More than once: the take-over can meet a newer version
+        // of the object, as the cluster's own controllers write its status right after each change.
         for _ in 0..TAKE_OVERS {
             if !child::has_fields_to_take_over(at.kind, &object) {
                 return Ok(object);
@@ -229,12 +236,23 @@ impl Executor {
         Ok(to_value(at.kind, object))
     }
 
-    async fn merge(&self, at: &ChildRef, body: &Value) -> kube::Result<()> {
+    async fn merge(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
         let params =
             PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.api(at);
         let patch = Patch::Merge(body);
-        self.call("PATCH", api.patch(&at.name, &params, &patch)).await.map(|_| ())
+        self.call("PATCH", api.patch(&at.name, &params, &patch)).await.map(|object| to_value(at.kind, object))
+    }
+
+    /// Removes what a merge patch names from this very object. Returns the object as it is then; as it was when the API
+    /// server will not have it without these fields.
+    async fn remove(&self, at: &ChildRef, object: Value, mut removal: Value) -> kube::Result<Value> {
+        removal["metadata"]["uid"] = object["metadata"]["uid"].clone();
+        match self.merge(at, &removal).await {
+            Ok(after) => Ok(after),
+            Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => Ok(object),
+            Err(error) => Err(error),
+        }
     }
 
     async fn take_over(&self, at: &ChildRef, object: &Value) -> kube::Result<()> {

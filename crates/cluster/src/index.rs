@@ -48,8 +48,8 @@ enum Check {
     Passed,
     /// Not checked since the start: the stripped object.
     Pending(Box<Stored>),
-    /// Changed since it was checked.
-    Failed,
+    /// Changed since it was checked: the digest that it had then.
+    Failed(Box<[u8; 16]>),
 }
 
 /// A namespace, as small as possible.
@@ -236,15 +236,16 @@ impl Index {
             _ if own => Check::Passed,
             Some(record) if record.uid == uid => match &record.check {
                 Check::Passed if record.digest == digest && (record.foreign || !foreign) => Check::Passed,
-                Check::Passed | Check::Failed => Check::Failed,
+                Check::Passed => Check::Failed(Box::new(record.digest)),
+                Check::Failed(good) => Check::Failed(good.clone()),
                 Check::Pending(_) => {
                     Check::Pending(Box::new(self.shelves.entry(kind).or_default().put(&stripped)))
                 }
             },
             _ => Check::Pending(Box::new(self.shelves.entry(kind).or_default().put(&stripped))),
         };
-        let failed = matches!(check, Check::Failed);
-        touched.drift = failed && known.is_some_and(|record| !matches!(record.check, Check::Failed));
+        let failed = matches!(check, Check::Failed(_));
+        touched.drift = failed && known.is_some_and(|record| !matches!(record.check, Check::Failed(_)));
         let changed = known.is_none_or(|record| {
             record.uid != uid || record.digest != digest || record.terminating != terminating || touched.drift
         });
@@ -324,6 +325,24 @@ impl Index {
             }
             _ => false,
         }
+    }
+
+    /// Whether a child that somebody had changed is exactly as it was when it was right the last time, and nobody else
+    /// owns any of it.
+    pub fn is_as_it_was(&mut self, kind: Kind, object: &Value) -> bool {
+        let at = self.pool.at(kind, text(object, "/metadata/namespace"), text(object, "/metadata/name"));
+        let Some(owner) = self.owner(&at) else { return false };
+        let Some(record) = self.children.get(&owner).and_then(|children| children.get(&at)) else {
+            return false;
+        };
+        let Check::Failed(good) = &record.check else { return false };
+        if record.uid != Token::from(text(object, "/metadata/uid")) || child::has_foreign_fields(kind, object)
+        {
+            return false;
+        }
+        let mut object = object.clone();
+        child::strip(kind, &mut object);
+        digest(&object.to_string()) == **good
     }
 
     /// Takes note that an object is gone.
@@ -435,7 +454,7 @@ impl Index {
         for (at, record) in self.children.get(comune).into_iter().flat_map(|children| &children.0) {
             let state = match &record.check {
                 Check::Passed => ChildState::Intact,
-                Check::Failed => ChildState::Changed,
+                Check::Failed(_) => ChildState::Changed,
                 Check::Pending(stored) => ChildState::Unchecked {
                     live: serde_json::from_str(&stored.text()).unwrap_or_default(),
                     foreign: record.foreign,
@@ -571,6 +590,35 @@ mod tests {
             }),
         );
         assert!(touched.drift);
+    }
+
+    #[test]
+    fn what_is_as_it_was_before_somebody_changed_it_is_told_from_what_is_not() {
+        let mut index = Index::default();
+        let right = config(5, |_| {});
+        assert!(!index.is_as_it_was(Kind::ConfigMap, &right), "unknown");
+        index.written(Kind::ConfigMap, right);
+        index.seen(Kind::ConfigMap, config(6, |o| o["data"]["a"] = json!("2")));
+        index.seen(Kind::ConfigMap, config(7, |o| o["data"]["b"] = json!("3")));
+        let mut is_as_it_was = |edit: &dyn Fn(&mut Value)| {
+            let mut object = config(8, |o| o["status"] = json!({"x": 1}));
+            edit(&mut object);
+            index.is_as_it_was(Kind::ConfigMap, &object)
+        };
+        assert!(is_as_it_was(&|_| {}));
+        assert!(!is_as_it_was(&|o| o["data"]["b"] = json!("3")));
+        assert!(
+            !is_as_it_was(&|o| o["metadata"]["annotations"][keys::APPLIED] = json!("h2")),
+            "not asked for then"
+        );
+        assert!(!is_as_it_was(&|o| o["metadata"]["uid"] = json!("u2")), "another of this name");
+        let foreign = json!({"manager": "k", "operation": "Update", "fieldsV1": {"f:data": {"f:a": {}}}});
+        assert!(!is_as_it_was(&|o| o["metadata"]["managedFields"]
+            .as_array_mut()
+            .unwrap()
+            .push(foreign.clone())));
+        index.written(Kind::ConfigMap, config(9, |_| {}));
+        assert!(!index.is_as_it_was(Kind::ConfigMap, &config(9, |_| {})), "nobody has changed it");
     }
 
     #[test]
