@@ -16,9 +16,10 @@ use std::path::PathBuf;
 use conme_mover::core::frame::{Packing, Part, ToReceiver, ToSender, UnitHead};
 use conme_mover::core::geometry::{Geometry, LEAF, UNIT};
 use conme_mover::core::pack;
+use conme_mover::core::tree::frame as tree;
 use relay::{Relay, Watch};
 use serde_json::{Value, json};
-use support::{Site, noise, same};
+use support::{Running, Site, noise, same};
 
 const UNITS: u64 = 8;
 
@@ -86,6 +87,9 @@ impl Flipper {
 }
 
 impl Watch for Flipper {
+    type ToReceiver = ToReceiver;
+    type ToSender = ToSender;
+
     fn to_receiver(&mut self, frame: ToReceiver) -> Option<ToReceiver> {
         let (heads, packing, payload) = match &frame {
             ToReceiver::Unit(unit) => (vec![unit.head], unit.packing, &unit.payload),
@@ -245,4 +249,48 @@ fn a_byte_of_packed_content_is_flipped_and_it_still_unpacks() {
 #[test]
 fn a_byte_of_packed_content_is_flipped_and_nothing_unpacks() {
     a_byte_is_flipped(Blow::Unpackable);
+}
+
+/// Flips one byte in the middle of the first raw steps of a tree that hold much content.
+struct TreeFlipper {
+    flipped: u32,
+}
+
+impl Watch for TreeFlipper {
+    type ToReceiver = tree::ToReceiver;
+    type ToSender = tree::ToSender;
+
+    fn to_receiver(&mut self, frame: tree::ToReceiver) -> Option<tree::ToReceiver> {
+        match frame {
+            tree::ToReceiver::Steps { len, packing: Packing::Raw, mut payload }
+                if self.flipped == 0 && payload.len() > 256 << 10 =>
+            {
+                self.flipped += 1;
+                let middle = payload.len() / 2;
+                payload[middle] ^= 1;
+                Some(tree::ToReceiver::Steps { len, packing: Packing::Raw, payload })
+            }
+            _ => None,
+        }
+    }
+
+    fn to_sender(&mut self, _: tree::ToSender) {}
+}
+
+#[test]
+fn a_byte_of_a_file_is_flipped_and_the_next_session_sends_it_again() {
+    let site = Site::enrolled();
+    std::fs::create_dir(site.path("tree")).unwrap();
+    std::fs::write(site.path("tree/registro"), noise(1, 4 << 20)).unwrap();
+    let mut receiver = site.receiving("--into", "copy", &[]);
+    let relay = Relay::start(&site, &receiver.address(), TreeFlipper { flipped: 0 });
+    let args = ["agent", "--state", "agent", "--tree", "tree", "--connect", &relay.address, "--prove"];
+    let mut agent = Running::start(&site, &args);
+    // It goes on by itself.
+    assert!(agent.end().success(), "{:#?}", agent.seen);
+    assert_eq!(relay.watch.lock().unwrap().flipped, 1, "no such content went by");
+    for told in [agent.last("waiting")["why"].clone(), receiver.event("warning")["text"].clone()] {
+        assert!(told.as_str().unwrap().contains("did not arrive as it was sent"), "{told}");
+    }
+    assert!(same(&site.path("tree/registro"), &site.path("copy/registro")));
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use conme_mover::core::frame::{Frame, HEADER, ToReceiver, ToSender, header};
+use conme_mover::core::frame::{Frame, HEADER, header};
 use conme_mover::identity::Identity;
 use conme_mover::net::tls;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -14,10 +14,14 @@ use crate::support::Site;
 
 /// What looks at the frames. It is asked about every one, before it goes on.
 pub trait Watch: Send + 'static {
+    /// What an agent says.
+    type ToReceiver: Frame + Send;
+    /// What the receiver says.
+    type ToSender: Frame + Send;
     /// What goes to the receiver in place of this; `None` when the frame goes on byte by byte as it came.
-    fn to_receiver(&mut self, frame: ToReceiver) -> Option<ToReceiver>;
+    fn to_receiver(&mut self, frame: Self::ToReceiver) -> Option<Self::ToReceiver>;
     /// What the receiver answers goes on as it came.
-    fn to_sender(&mut self, frame: ToSender);
+    fn to_sender(&mut self, frame: Self::ToSender);
 }
 
 /// A relay before a receiver.
@@ -50,7 +54,7 @@ impl<W: Watch> Relay<W> {
                 let (near, far) = (tokio::io::split(near), tokio::io::split(far));
                 let (there, back) = (Arc::clone(&watched), Arc::clone(&watched));
                 tokio::spawn(pass(near.0, far.1, move |frame| there.lock().unwrap().to_receiver(frame)));
-                tokio::spawn(pass(far.0, near.1, move |frame: ToSender| {
+                tokio::spawn(pass(far.0, near.1, move |frame: W::ToSender| {
                     back.lock().unwrap().to_sender(frame);
                     None
                 }));
