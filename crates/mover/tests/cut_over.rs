@@ -11,11 +11,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use support::{LIMIT, Running, Site, image, same};
 
 fn possible(test: &str) -> bool {
-    let possible = rustix::process::geteuid().is_root();
-    if !possible {
-        println!("SKIPPED: {test} needs root");
-    }
-    possible
+    support::possible(test, "root", support::is_root())
 }
 
 /// Hooks that write down what they do; `fence` does this besides.

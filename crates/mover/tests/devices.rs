@@ -50,13 +50,7 @@ impl Drop for Mount {
 }
 
 fn possible(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let probe = Command::new("losetup").arg("--find").output();
-    let possible = root && probe.is_ok_and(|output| output.status.success());
-    if !possible {
-        println!("SKIPPED: {test} needs root and loop devices (losetup, mkfs.ext4, mount)");
-    }
-    possible
+    support::possible(test, "root and loop devices (losetup, mkfs.ext4, mount)", support::has_loops())
 }
 
 fn send(site: &Site, device: &str, address: &str, more: &[&str]) -> Running {

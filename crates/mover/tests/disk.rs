@@ -68,7 +68,7 @@ fn later_rounds_send_only_what_changed_and_repair_what_broke() {
     let found = site.run(&["verify", "--state", "received", "--target", "copy"]);
     assert_eq!(found.status.code(), Some(4), "{found:?}");
     assert_eq!(support::events(&found.stdout)[0]["units"], serde_json::json!([8]));
-    let receiver = site.receiver(&["--until-proven"]);
+    let mut receiver = site.receiver(&["--until-proven"]);
     let mut agent = site.agent(&receiver.address(), &["--prove"]);
     assert!(agent.end().success());
     assert_eq!(agent.seen.iter().filter(|event| event["event"] == "round").count(), 2);
@@ -77,6 +77,14 @@ fn later_rounds_send_only_what_changed_and_repair_what_broke() {
     let manifest: serde_json::Value = serde_json::from_slice(&manifest.stdout).unwrap();
     assert_eq!(manifest["damage"][0]["units"], serde_json::json!([8]), "{manifest}");
     assert_eq!(manifest["damage"][0]["repaired_in"], manifest["round"], "{manifest}");
+    assert!(receiver.end().success(), "{:#?}", receiver.seen);
+    let evidence = receiver.last("round")["evidence"].as_str().unwrap();
+    let check = ["verify", "--authority", "ca/authority.pem", "--target", "copy", "--evidence", evidence];
+    let checked = site.ok(&check);
+    let told = &checked[0]["target"]["damage"];
+    assert_eq!(told[0]["place"], "target", "{told}");
+    assert_eq!((&told[0]["units"], &told[0]["repaired_in"]), (&serde_json::json!([8]), &manifest["round"]));
+    assert_eq!(checked[1]["same"], true, "{checked:?}");
 }
 
 #[test]

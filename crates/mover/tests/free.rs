@@ -19,7 +19,8 @@ use conme_mover::core::ports::Source as _;
 use conme_mover::disk::Disk;
 use crc::{CRC_32_ISO_HDLC, Crc};
 use proptest::prelude::*;
-use support::{Running, Site, noise, same};
+use proptest::test_runner::RngSeed;
+use support::{Running, Site, noise, same, seed};
 
 /// Feature sets as they are found on servers, from ext2 of long ago to what is new.
 const FORMS: [&str; 12] = [
@@ -45,23 +46,13 @@ fn tool(program: &str, args: &[&str]) -> String {
 }
 
 fn possible(test: &str) -> bool {
-    let possible = ["mke2fs", "dumpe2fs", "e2fsck", "debugfs"]
-        .iter()
-        .all(|tool| Command::new(tool).arg("-V").output().is_ok());
-    if !possible {
-        println!("SKIPPED: {test} needs e2fsprogs (mke2fs, dumpe2fs, e2fsck, debugfs)");
-    }
-    possible
+    let tools = ["mke2fs", "dumpe2fs", "e2fsck", "debugfs"];
+    let is_there = tools.iter().all(|tool| Command::new(tool).arg("-V").output().is_ok());
+    support::possible(test, "e2fsprogs (mke2fs, dumpe2fs, e2fsck, debugfs)", is_there)
 }
 
 fn mountable(test: &str) -> bool {
-    let root = rustix::process::geteuid().is_root();
-    let probe = Command::new("losetup").arg("--find").output();
-    let mountable = root && probe.is_ok_and(|output| output.status.success());
-    if !mountable {
-        println!("SKIPPED: {test} needs root and loop devices (losetup, mount)");
-    }
-    mountable && possible(test)
+    support::possible(test, "root and loop devices (losetup, mount)", support::has_loops()) && possible(test)
 }
 
 /// A directory to be put into a file system.
@@ -158,8 +149,13 @@ fn cases() -> u32 {
     std::env::var("CONME_FORMS").map_or(16, |cases| cases.parse().expect("CONME_FORMS is a number"))
 }
 
+fn forms() -> ProptestConfig {
+    let seed = RngSeed::Fixed(seed("--test free what_is_free_is_what_e2fsprogs_says_of_any_form"));
+    ProptestConfig { cases: cases(), rng_seed: seed, failure_persistence: None, ..ProptestConfig::default() }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(forms())]
 
     #[test]
     fn what_is_free_is_what_e2fsprogs_says_of_any_form(

@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use support::{LIMIT, Running, Site, image, same};
+use support::{LIMIT, Running, Site, image, same, until};
 
 /// A gateway, with the site of the test.
 struct Gate {
@@ -60,17 +60,6 @@ impl Gate {
         let mut stream = self.call();
         stream.write_all(&hello(name)).unwrap();
         stream
-    }
-}
-
-fn until<T>(what: &str, mut tried: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = tried() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}");
-        thread::sleep(Duration::from_millis(20));
     }
 }
 

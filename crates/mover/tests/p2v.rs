@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use conme_testbed::{Dirs, Progress, Server, ensure_server, ensure_server_tools};
 use serde_json::{Value, json};
-use support::{Running, Site, events};
+use support::{Running, Site, events, until_within};
 
 /// Emulated machines on a busy one take their time.
 const LIMIT: Duration = Duration::from_secs(240);
@@ -416,7 +416,7 @@ fn a_server_is_moved_while_people_work_and_its_copy_has_every_line_on_other_hard
     assert_eq!(copy.asked("all", "end"), None, "the copy is open before somebody opened it");
     assert_eq!(copy.ok(register), left);
     copy.ok("systemctl unmask protocollo && systemctl enable --now protocollo");
-    let answered = until("the copy does not answer", || copy.asked("all", "end"));
+    let answered = until_within(LIMIT, "the copy does not answer", || copy.asked("all", "end"));
     complete(&answered, entered);
     copy.asked(&entry(entered + 1), &format!("entered {}", entry(entered + 1))).expect("people can work on");
     complete(&copy.asked("all", "end").unwrap(), entered + 1);
@@ -456,15 +456,4 @@ fn a_register_that_lacks_a_line_or_has_one_too_many_is_noticed() {
 fn round(told: &[Value]) -> Value {
     let round = told.iter().find(|event| event["event"] == "round");
     round.unwrap_or_else(|| panic!("{told:#?}")).clone()
-}
-
-fn until<T>(what: &str, mut tried: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
-    loop {
-        if let Some(found) = tried() {
-            return found;
-        }
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }

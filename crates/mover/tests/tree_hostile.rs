@@ -128,7 +128,7 @@ fn sizes_beyond_all_bounds_are_refused() {
 fn content_that_is_not_what_its_hash_says_is_refused() {
     let site = Site::new();
     let op = Op::Chunk { hash: hash::leaf(b"one thing"), content: b"another".to_vec() };
-    assert!(matches!(tell(&site, encode(&[root(), open("a"), op])), Err(Fault::Peer(_))));
+    assert!(matches!(tell(&site, encode(&[root(), open("a"), op])), Err(Fault::Damaged)));
 }
 
 /// A number that is the same each time.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 
-use crate::core::evidence::{Subject, TargetStatement};
+use crate::core::evidence::{Damage, Place, Subject, TargetStatement};
 use crate::core::frame::RoundKind;
 use crate::core::free::Skipped;
 use crate::core::hash::Digest;
@@ -328,9 +328,13 @@ impl Output {
     pub fn round_over(&self, kind: RoundKind, round: &Round) {
         let root = round.result.as_ref().and_then(|result| result.root).map(|root| root.to_string());
         let text = format!(
-            "round {} is over: both ends agree{}",
+            "round {} is over: both ends agree{}{}",
             round.round,
-            root.as_ref().map(|root| format!(" on {root}")).unwrap_or_default()
+            root.as_ref().map(|root| format!(" on {root}")).unwrap_or_default(),
+            match round.tally.damaged {
+                0 => String::new(),
+                count => format!("; {count} units did not arrive as they were sent and went again"),
+            }
         );
         let mut fields = json!({
             "round": round.round, "purpose": kind, "root": root, "tally": round.tally, "sessions": round.sessions,
@@ -354,6 +358,32 @@ impl Output {
         self.tell("round", fields, &text);
     }
 
+    /// Units arrived damaged. They are coming again without anybody's doing.
+    pub fn arrived_damaged(&self, units: &[u64]) {
+        let text = format!(
+            "{} units did not arrive as the agent had sent them, the first of them {:?}: nothing of them \
+             was written, and the agent sends them again",
+            units.len(),
+            &units[..units.len().min(10)]
+        );
+        self.tell("warning", json!({ "text": text, "arrivedDamaged": units }), &format!("warning: {text}"));
+    }
+
+    /// A round has ended with a difference. The agent sends what is missing without anybody's doing.
+    pub fn differs(&self, round: u32, found: Option<&Verified>) {
+        let (damaged, named) = found.map_or((0, &[][..]), |found| (found.damaged, &found.named[..]));
+        let text = match damaged {
+            0 => format!("round {round}: both ends differ: what differs is sent again"),
+            _ => format!(
+                "round {round}: {damaged} units are not what was written to the target, the first of them \
+                 {:?}: they are sent again",
+                &named[..named.len().min(10)]
+            ),
+        };
+        let fields = json!({ "text": text, "round": round, "damaged": named });
+        self.tell("warning", fields, &format!("warning: {text}"));
+    }
+
     /// What a reading of the target has found.
     pub fn verified(&self, found: &Verified, around: &str) {
         let sha256 = Digest(found.sha256).to_string();
@@ -375,14 +405,15 @@ impl Output {
     /// What evidence says.
     pub fn evidence(&self, subject: &Subject, target: &TargetStatement) {
         let text = format!(
-            "{} moved to {}: {} bytes, round {}, root {}{}, signed by both ends at {}",
+            "{} moved to {}: {} bytes, round {}, root {}{}, signed by both ends at {}{}",
             subject.source,
             subject.target,
             subject.geometry.len(),
             subject.round,
             subject.root,
             subject.sha256.map(|sha256| format!(", SHA-256 {sha256}")).unwrap_or_default(),
-            target.ended
+            target.ended,
+            target.damage.iter().map(suffered).collect::<String>()
         );
         self.tell("evidence", json!({ "subject": subject, "target": target }), &text);
     }
@@ -403,6 +434,20 @@ impl Output {
         let fields = json!({ "same": same, "target": target, "readBack": around });
         self.tell("compared", fields, &format!("{} {text}", target.display()));
     }
+}
+
+/// What evidence says of one damage.
+fn suffered(damage: &Damage) -> String {
+    let place = match damage.place {
+        Place::Target => "were not what had been written to the target's disk",
+        Place::Arrival => "did not arrive as they were sent, and nothing of that was written",
+    };
+    let repaired = match damage.repaired_in {
+        Some(round) => format!("repaired in round {round}"),
+        None => "not repaired yet: let the agent go through a round with `--prove`".to_owned(),
+    };
+    let units = &damage.units[..damage.units.len().min(10)];
+    format!("; {} units {place} (found at {}, first {units:?}): {repaired}", damage.count, damage.found)
 }
 
 /// The line that moves on a terminal.

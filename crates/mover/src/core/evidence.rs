@@ -66,21 +66,73 @@ pub struct TargetStatement {
     pub software: String,
     /// Counts of the last session.
     pub tally: receiver::Tally,
-    /// Damage that was ever found on the target's disk in this transfer.
+    /// Damage that was ever found in this transfer, on the target's disk or on the way to it.
     pub damage: Vec<Damage>,
 }
 
-/// Bytes on the target's disk that were not what had been written there.
+/// Where bytes were not what they had to be.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// On the target's disk: they were not what had been written there. Older files know only this and do not say it.
+    #[default]
+    Target,
+    /// In what arrived: it did not give the hash that the agent had sent with it. Nothing of it was written.
+    Arrival,
+}
+
+/// Numbers of damaged units that are kept of one damage.
+const NAMED: usize = 1000;
+
+/// Bytes that were not what they had to be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Damage {
-    /// When it was found.
+    /// Where they were.
+    #[serde(default)]
+    pub place: Place,
+    /// When it was found; the first of it, when more came.
     pub found: Timestamp,
-    /// Units, in all.
+    /// Units, in all; one that arrived damaged again counts again.
     pub count: u64,
     /// Their numbers, the first thousand.
     pub units: Vec<u64>,
     /// The round that put it right; absent while none has.
     pub repaired_in: Option<u32>,
+}
+
+/// Enters a unit that arrived damaged: with the others that no round has put right yet, so that a bad line makes one
+/// entry for each round and not one for each unit.
+pub fn arrived_damaged(all: &mut Vec<Damage>, unit: u64, now: Timestamp) {
+    let open = |damage: &&mut Damage| damage.place == Place::Arrival && damage.repaired_in.is_none();
+    match all.iter_mut().find(open) {
+        Some(damage) => {
+            damage.count = damage.count.saturating_add(1);
+            if damage.units.len() < NAMED && !damage.units.contains(&unit) {
+                damage.units.push(unit);
+            }
+        }
+        None => all.push(Damage {
+            place: Place::Arrival,
+            found: now,
+            count: 1,
+            units: vec![unit],
+            repaired_in: None,
+        }),
+    }
+}
+
+/// Both ends agree on a round: what it has put right is marked so. What was damaged on the target's disk only when
+/// that was read back for it; what arrived damaged also without, since both tables of hashes are the same now. Says
+/// whether anything was marked.
+pub fn repaired(all: &mut [Damage], round: u32, read_back: bool) -> bool {
+    let mut any = false;
+    for damage in all.iter_mut().filter(|damage| damage.repaired_in.is_none()) {
+        if read_back || damage.place == Place::Arrival {
+            damage.repaired_in = Some(round);
+            any = true;
+        }
+    }
+    any
 }
 
 /// A statement and who made it.
@@ -140,5 +192,42 @@ impl Evidence {
             }
         }
         Ok((source, target))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_of_an_older_file_was_on_the_target() {
+        let old = r#"{"found":"2026-03-01T10:00:00Z","count":1,"units":[8],"repaired_in":null}"#;
+        assert_eq!(serde_json::from_str::<Damage>(old).unwrap().place, Place::Target);
+    }
+
+    #[test]
+    fn what_arrives_damaged_is_one_entry_until_a_round_has_put_it_right() {
+        let now = Timestamp::UNIX_EPOCH;
+        let found = Damage { place: Place::Target, found: now, count: 1, units: vec![4], repaired_in: None };
+        let mut all = vec![found];
+        for unit in [7, 9, 7] {
+            arrived_damaged(&mut all, unit, now);
+        }
+        assert_eq!((all.len(), all[1].count, &all[1].units), (2, 3, &vec![7, 9]));
+        // Without a reading of the target's disk nobody knows whether that is as it was written.
+        assert!(repaired(&mut all, 1, false));
+        assert_eq!((all[0].repaired_in, all[1].repaired_in), (None, Some(1)));
+        assert!(!repaired(&mut all, 2, false));
+        arrived_damaged(&mut all, 7, now);
+        assert_eq!((all.len(), all[2].count), (3, 1));
+        assert!(repaired(&mut all, 3, true));
+        assert_eq!(
+            all.iter().map(|damage| damage.repaired_in).collect::<Vec<_>>(),
+            [Some(3), Some(1), Some(3)]
+        );
+        for unit in 0..2 * NAMED as u64 {
+            arrived_damaged(&mut all, unit, now);
+        }
+        assert_eq!((all[3].count, all[3].units.len()), (2 * NAMED as u64, NAMED));
     }
 }

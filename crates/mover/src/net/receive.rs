@@ -119,12 +119,17 @@ pub fn note_damage(state: &Path, found: &Verified) -> anyhow::Result<()> {
     }
     let mut all = damage(state)?;
     all.push(Damage {
+        place: evidence::Place::Target,
         found: Timestamp::now(),
         count: found.damaged,
         units: found.named.clone(),
         repaired_in: None,
     });
-    Ok(write_private(&state.join("damage.json"), &serde_json::to_vec_pretty(&all)?)?)
+    save_damage(state, &all)
+}
+
+fn save_damage(state: &Path, all: &[Damage]) -> anyhow::Result<()> {
+    Ok(write_private(&state.join("damage.json"), &serde_json::to_vec_pretty(all)?)?)
 }
 
 pub(super) fn load<T: serde::de::DeserializeOwned>(path: &Path) -> anyhow::Result<Option<T>> {
@@ -424,7 +429,11 @@ impl Engine<'_> {
                     };
                     answers
                 }
-                Event::Frame(frame) => receiver.handle(frame)?,
+                Event::Frame(frame) => {
+                    let answers = receiver.handle(frame)?;
+                    self.note_refused(&answers)?;
+                    answers
+                }
             };
             self.tell(receiver.record(), geometry, Stage::Receiving, receiver.record().watermark);
             for answer in answers {
@@ -435,6 +444,28 @@ impl Engine<'_> {
         }
         // What has come so far is kept, though nobody hears of it now.
         receiver.commit()?;
+        Ok(())
+    }
+
+    /// Names what was refused, here and for the evidence, before the agent hears of it.
+    fn note_refused(&self, answers: &[ToSender]) -> anyhow::Result<()> {
+        let refused: Vec<u64> = answers
+            .iter()
+            .filter_map(|answer| match answer {
+                ToSender::Nack { unit, .. } => Some(*unit),
+                _ => None,
+            })
+            .collect();
+        if refused.is_empty() {
+            return Ok(());
+        }
+        let state = &self.place.settings.state;
+        let mut all = damage(state)?;
+        for unit in &refused {
+            evidence::arrived_damaged(&mut all, *unit, Timestamp::now());
+        }
+        save_damage(state, &all)?;
+        self.place.output.arrived_damaged(&refused);
         Ok(())
     }
 
@@ -545,10 +576,7 @@ impl Engine<'_> {
             let path = self.evidence(statement, receiver.tally(), read_back)?;
             place.output.agreed(end.round, receiver.record().kind, &end.root, &path);
         } else {
-            place.output.warning(&format!(
-                "round {}: both ends differ, {} units were damaged on the target: what differs is sent again",
-                end.round, result.damaged
-            ));
+            place.output.differs(end.round, verified.as_ref());
         }
         answers.push(ToSender::RoundResult(result));
         Ok(Some(answers))
@@ -595,13 +623,8 @@ impl Engine<'_> {
     ) -> anyhow::Result<PathBuf> {
         let Place { settings, identity, .. } = self.place;
         let mut damage = damage(&settings.state)?;
-        if read_back != "not" {
-            for found in damage.iter_mut().filter(|found| found.repaired_in.is_none()) {
-                found.repaired_in = Some(subject.round);
-            }
-            if !damage.is_empty() {
-                write_private(&settings.state.join("damage.json"), &serde_json::to_vec_pretty(&damage)?)?;
-            }
+        if evidence::repaired(&mut damage, subject.round, read_back != "not") {
+            save_damage(&settings.state, &damage)?;
         }
         let round = subject.round;
         let statement = TargetStatement {

@@ -383,5 +383,5 @@ fn evidence(
 
 /// Whether trying again later may help against this.
 pub(super) fn may_pass(fault: &Fault) -> bool {
-    matches!(fault, Fault::Target(_) | Fault::State(_) | Fault::Spoilt)
+    matches!(fault, Fault::Target(_) | Fault::State(_) | Fault::Damaged | Fault::Spoilt)
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 
@@ -278,6 +278,51 @@ pub fn image(path: &Path, mib: u64) -> File {
     file.write_all_at(b"fine", (mib << 20) + 773).unwrap();
     file.sync_all().unwrap();
     file
+}
+
+/// The seed of a test with random input: that of `CONME_SEED`, else another one each time. What plays it again is
+/// printed, and seen when the test fails.
+pub fn seed(test: &str) -> u64 {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64;
+    let seed = std::env::var("CONME_SEED")
+        .map_or_else(|_| now(), |seed| seed.parse().expect("CONME_SEED is a number"));
+    println!("again: CONME_SEED={seed} cargo test -p conme-mover {test}");
+    seed
+}
+
+/// Tries until there is something, or the test fails.
+pub fn until<T>(what: &str, mut tried: impl FnMut() -> Option<T>) -> T {
+    until_within(LIMIT, what, &mut tried)
+}
+
+/// The same with a limit of its own.
+pub fn until_within<T>(limit: Duration, what: &str, mut tried: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + limit;
+    loop {
+        if let Some(found) = tried() {
+            return found;
+        }
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Whether all that a test needs is there; says so when it is not.
+pub fn possible(test: &str, needs: &str, is_there: bool) -> bool {
+    if !is_there {
+        println!("SKIPPED: {test} needs {needs}");
+    }
+    is_there
+}
+
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+/// Whether this is root, and there are loop devices.
+pub fn has_loops() -> bool {
+    let probe = Command::new("losetup").arg("--find").output();
+    is_root() && probe.is_ok_and(|output| output.status.success())
 }
 
 /// Whether both files have the same content.

@@ -327,6 +327,12 @@ pub enum Fault {
         /// Its words.
         text: String,
     },
+    /// A bit was flipped where TLS does not protect it.
+    #[error(
+        "content did not arrive as it was sent, and nothing of it was written: the next session sends it again; when \
+         this comes back, test the memory of both machines"
+    )]
+    Damaged,
     /// Content that both ends took for known is not what it was.
     #[error("what was at the target has changed there; the next session sends it again")]
     Spoilt,
@@ -354,7 +360,7 @@ impl Fault {
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Refused { later, .. } => *later,
-            Self::Peer(_) | Self::Spoilt => true,
+            Self::Peer(_) | Self::Damaged | Self::Spoilt => true,
             Self::Source(_) | Self::Target(_) | Self::State(_) | Self::Budget(_) => false,
             Self::Differs(_) | Self::Disturbed(_) | Self::Unproven { .. } => false,
         }

@@ -307,7 +307,7 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
             }
             Op::Chunk { hash, content } => {
                 if hash::leaf(&content) != hash {
-                    return Err(Fault::Peer("content that arrived damaged".into()));
+                    return Err(Fault::Damaged);
                 }
                 let file = self.lists.add(|offset| Row::chunk(hash, offset, content.len() as u32))?;
                 let (id, at) = (file.id, file.size - content.len() as u64);
