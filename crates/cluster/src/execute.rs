@@ -87,7 +87,13 @@ impl Executor {
 
     async fn act<'a>(&self, action: &'a Action) -> (&'a Action, kube::Result<()>) {
         let result = match action {
-            Action::Apply { desired, uid, repair: _ } => {
+            Action::Apply { desired, uid, repair } => {
+                if *repair
+                    && let Some(uid) = uid
+                    && self.remove_additions(&desired.at, uid).await
+                {
+                    return (action, Ok(()));
+                }
                 let mut body = desired.body.clone();
                 if let Some(uid) = uid {
                     // The API server then refuses to write to an object that has taken this one's place.
@@ -98,6 +104,20 @@ impl Executor {
             Action::Delete { at, uid } => self.delete(at, uid).await,
         };
         (action, result)
+    }
+
+    /// Makes a child right again with one call where somebody has only added something to it. Returns whether it is right.
+    async fn remove_additions(&self, at: &ChildRef, uid: &str) -> bool {
+        let Some(mut removal) = self.locked().removal(at) else { return false };
+        removal["metadata"]["uid"] = json!(uid);
+        // Whatever came of it otherwise, the apply that follows meets and tells, too.
+        let Ok(object) = self.merge(at, &removal).await else { return false };
+        let mut index = self.locked();
+        let is_right = index.is_as_it_was(at.kind, &object);
+        if is_right {
+            index.written(at.kind, object);
+        }
+        is_right
     }
 
     /// Writes one object outside a plan: a Secret, which no watch shows.

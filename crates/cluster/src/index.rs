@@ -48,8 +48,17 @@ enum Check {
     Passed,
     /// Not checked since the start: the stripped object.
     Pending(Box<Stored>),
-    /// Changed since it was checked: the digest that it had then.
-    Failed(Box<[u8; 16]>),
+    /// Changed since it was checked.
+    Failed(Box<Wrong>),
+}
+
+/// What is known of a child that is not as it should be.
+#[derive(Debug)]
+struct Wrong {
+    /// The digest that it had when it was right.
+    right: [u8; 16],
+    /// The merge patch that makes it right again, where something was only added to it.
+    removal: Option<Value>,
 }
 
 /// A namespace, as small as possible.
@@ -227,6 +236,7 @@ impl Index {
         let applied = Token::from(text(&object, "/metadata/annotations/conme.venis.it~1applied"));
         let terminating = !text(&object, "/metadata/deletionTimestamp").is_empty();
         let foreign = child::has_foreign_fields(kind, &object);
+        let removal = if foreign && !own { child::removal_of_additions(kind, &object) } else { None };
         child::strip(kind, &mut object);
         let stripped = object.to_string();
         let digest = digest(&stripped);
@@ -236,8 +246,8 @@ impl Index {
             _ if own => Check::Passed,
             Some(record) if record.uid == uid => match &record.check {
                 Check::Passed if record.digest == digest && (record.foreign || !foreign) => Check::Passed,
-                Check::Passed => Check::Failed(Box::new(record.digest)),
-                Check::Failed(good) => Check::Failed(good.clone()),
+                Check::Passed => Check::Failed(Box::new(wrong(record.digest, object, removal))),
+                Check::Failed(known) => Check::Failed(Box::new(wrong(known.right, object, removal))),
                 Check::Pending(_) => {
                     Check::Pending(Box::new(self.shelves.entry(kind).or_default().put(&stripped)))
                 }
@@ -335,14 +345,24 @@ impl Index {
         let Some(record) = self.children.get(&owner).and_then(|children| children.get(&at)) else {
             return false;
         };
-        let Check::Failed(good) = &record.check else { return false };
+        let Check::Failed(wrong) = &record.check else { return false };
         if record.uid != Token::from(text(object, "/metadata/uid")) || child::has_foreign_fields(kind, object)
         {
             return false;
         }
         let mut object = object.clone();
         child::strip(kind, &mut object);
-        digest(&object.to_string()) == **good
+        digest(&object.to_string()) == wrong.right
+    }
+
+    /// The merge patch that makes a child right again to which somebody has only added something.
+    pub fn removal(&mut self, at: &ChildRef) -> Option<Value> {
+        let at = self.pool.at(at.kind, &at.namespace, &at.name);
+        let owner = self.owner(&at)?;
+        match &self.children.get(&owner)?.get(&at)?.check {
+            Check::Failed(wrong) => wrong.removal.clone(),
+            Check::Passed | Check::Pending(_) => None,
+        }
     }
 
     /// Takes note that an object is gone.
@@ -531,6 +551,15 @@ fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
+/// A stripped object that is not as it was, and what might make it so.
+fn wrong(right: [u8; 16], mut object: Value, removal: Option<Value>) -> Wrong {
+    let removal = removal.filter(|patch| {
+        json_patch::merge(&mut object, patch);
+        digest(&object.to_string()) == right
+    });
+    Wrong { right, removal }
+}
+
 fn digest(text: &str) -> [u8; 16] {
     let mut digest = [0; 16];
     digest.copy_from_slice(&blake3::hash(text.as_bytes()).as_bytes()[..16]);
@@ -619,6 +648,33 @@ mod tests {
             .push(foreign.clone())));
         index.written(Kind::ConfigMap, config(9, |_| {}));
         assert!(!index.is_as_it_was(Kind::ConfigMap, &config(9, |_| {})), "nobody has changed it");
+    }
+
+    #[test]
+    fn what_was_only_added_to_is_made_right_by_one_patch() {
+        let mut index = Index::default();
+        let at = ChildRef::new(Kind::ConfigMap, "dolo-produzione", "portale");
+        index.written(Kind::ConfigMap, config(5, |_| {}));
+        assert_eq!(index.removal(&at), None);
+        let added = |object: &mut Value| {
+            object["metadata"]["annotations"]["x"] = json!("1");
+            let fields = json!({"f:metadata": {"f:annotations": {"f:x": {}}}});
+            let entry = json!({"manager": "k", "operation": "Update", "fieldsV1": fields});
+            object["metadata"]["managedFields"].as_array_mut().unwrap().push(entry);
+        };
+        index.seen(Kind::ConfigMap, config(6, added));
+        assert_eq!(index.removal(&at), Some(json!({"metadata": {"annotations": {"x": null}}})));
+        // Something of the operator's own was changed as well.
+        let changed = |object: &mut Value| {
+            added(object);
+            object["data"]["a"] = json!("2");
+        };
+        index.seen(Kind::ConfigMap, config(7, changed));
+        assert_eq!(index.removal(&at), None);
+        index.seen(Kind::ConfigMap, config(8, added));
+        assert!(index.removal(&at).is_some());
+        index.written(Kind::ConfigMap, config(9, |_| {}));
+        assert_eq!(index.removal(&at), None);
     }
 
     #[test]
