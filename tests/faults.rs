@@ -18,7 +18,7 @@ use conme_blueprint::Kind;
 use conme_cluster::lease;
 use conme_stories::{
     DataCentre, SECOND, entity, eventually, leads,
-    load::{Cast, Dice, Load, last_words, number, seed},
+    load::{Cast, Dice, LOOKS_AGAIN, Load, last_words, number, seed},
     proxy::{Fault, Proxy, direct_kubeconfig},
 };
 use conme_testbed::{
@@ -46,7 +46,7 @@ async fn the_api_server_and_etcd_go_away_and_come_back_while_people_work() -> Re
     let rounds = number("CONME_OUTAGES", 1);
     let mut dice = Dice(seed);
     let cast = Cast { prefix: "via", istat: 904_100, comuni: 4 };
-    let mut load = Load::begin(DataCentre::own("via", &[]).await?, cast, dice.throw()).await?;
+    let mut load = Load::begin(DataCentre::own("via", &LOOKS_AGAIN).await?, cast, dice.throw()).await?;
     load.has_something_to_lose().await?;
     for _ in 0..rounds {
         for (program, signal, away) in [
@@ -74,7 +74,7 @@ async fn a_fifth_of_all_requests_fail_in_every_way_and_nothing_is_lost_or_double
     let seed = seed();
     let window = Duration::from_secs(number("CONME_WINDOW_SECONDS", 20));
     let mut dice = Dice(seed);
-    let data_centre = DataCentre::own("fal", &[]).await?;
+    let data_centre = DataCentre::own("fal", &LOOKS_AGAIN).await?;
     let proxy = Proxy::start(&data_centre, dice.throw()).await?;
     proxy.stand_before_operator(&data_centre).await?;
     proxy.break_requests(20, &Fault::ALL);

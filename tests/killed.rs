@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use conme_blueprint::Kind;
 use conme_stories::{
     DataCentre, eventually,
-    load::{Cast, Dice, Load, last_words, left_to_do, number, seed},
+    load::{Cast, Dice, LOOKS_AGAIN, Load, last_words, left_to_do, number, seed},
 };
 use conme_testbed::{Signal, install::OPERATOR};
 use kube::api::{DeleteParams, Patch, PatchParams};
@@ -43,7 +43,7 @@ async fn killed_at_any_moment_the_operator_brings_about_exactly_what_is_declared
     let kills = number("CONME_KILLS", 20);
     println!("{kills} kills");
     let mut dice = Dice(seed);
-    let mut load = Load::begin(DataCentre::own("kil", &[]).await?, CAST, dice.throw()).await?;
+    let mut load = Load::begin(DataCentre::own("kil", &LOOKS_AGAIN).await?, CAST, dice.throw()).await?;
     for kill in 0..kills {
         // The first ones while everything is being made, the others while there is something to be lost.
         if kill == kills / 2 {

@@ -6,6 +6,7 @@ mod trees;
 
 use conme_mover::core::frame::{self, Frame, HEADER, Packing, RoundKind, header};
 use conme_mover::core::hash;
+use conme_mover::core::pack::Packer;
 use conme_mover::core::tree::bytes::put_counted;
 use conme_mover::core::tree::frame::{ToReceiver, ToSender};
 use conme_mover::core::tree::item::{Kind, Meta};
@@ -50,11 +51,14 @@ fn encode(ops: &[Op]) -> Vec<u8> {
 
 /// What a receiver says to these steps; and nothing but its own directory may have changed.
 fn tell(site: &Site, steps: Vec<u8>) -> Result<(), Fault> {
+    tell_packed(site, steps.len(), Packing::Raw, steps)
+}
+
+fn tell_packed(site: &Site, len: usize, packing: Packing, payload: Vec<u8>) -> Result<(), Fault> {
     let mut receiver = site.receiver();
     let begin = frame::ToReceiver::RoundBegin { round: 1, kind: RoundKind::Copy };
     receiver.handle(ToReceiver::Common(begin)).unwrap();
-    let frame = ToReceiver::Steps { len: steps.len() as u32, packing: Packing::Raw, payload: steps };
-    receiver.handle(frame)?;
+    receiver.handle(ToReceiver::Steps { len: len as u32, packing, payload })?;
     receiver.commit().map(|_| ())
 }
 
@@ -129,6 +133,19 @@ fn content_that_is_not_what_its_hash_says_is_refused() {
     let site = Site::new();
     let op = Op::Chunk { hash: hash::leaf(b"one thing"), content: b"another".to_vec() };
     assert!(matches!(tell(&site, encode(&[root(), open("a"), op])), Err(Fault::Damaged)));
+}
+
+#[test]
+fn steps_that_cannot_be_unpacked_have_arrived_damaged() {
+    let site = Site::new();
+    let steps = encode(&[root(), open("a"), chunk(&[7; 9000]), close()]);
+    let (packing, mut payload) = Packer::new(3).pack(steps.clone()).unwrap();
+    assert_eq!(packing, Packing::Zstd);
+    tell_packed(&site, steps.len(), packing, payload.clone()).unwrap();
+    // The first bytes say that it is a frame of zstd.
+    payload[0] ^= 1;
+    let told = tell_packed(&Site::new(), steps.len(), packing, payload);
+    assert!(matches!(told, Err(Fault::Damaged)), "{told:?}");
 }
 
 /// A number that is the same each time.

@@ -249,9 +249,7 @@ impl<T: Target, F: Shelf> Receiver<T, F> {
                     return Err(Fault::Peer("content outside of a round".into()));
                 }
                 let steps = pack::unpack(packing, payload, (len as usize).min(MAX_STEPS));
-                let Some(steps) = steps else {
-                    return Err(Fault::Peer("steps that cannot be unpacked".into()));
-                };
+                let steps = steps.ok_or(Fault::Damaged)?;
                 let mut from = Fields(&steps);
                 while let Some(op) = Op::take(&mut from).map_err(|error| Fault::Peer(error.to_string()))? {
                     self.apply(op)?;
