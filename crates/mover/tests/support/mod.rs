@@ -230,7 +230,12 @@ impl Running {
 
     /// Waits until it ends by itself, with all that it told.
     pub fn end(&mut self) -> ExitStatus {
-        let until = Instant::now() + LIMIT;
+        self.end_within(LIMIT)
+    }
+
+    /// As [`Running::end`], for what takes long by its nature.
+    pub fn end_within(&mut self, limit: Duration) -> ExitStatus {
+        let until = Instant::now() + limit;
         // It has ended when nobody can tell anything any more.
         loop {
             match self.events.recv_timeout(until.saturating_duration_since(Instant::now())) {
