@@ -585,7 +585,7 @@ impl Load {
             bail!("seed {seed}: {error:#}: {left:#?}\n{}", last_words(instance)?);
         }
         // And it stays so: a second look, after everything that the first could have set off.
-        data_centre.operator_at_rest().await.with_context(|| format!("seed {seed}"))?;
+        data_centre.comuni_at_rest().await.with_context(|| format!("seed {seed}"))?;
         let left = left_to_do(data_centre).await?;
         ensure!(left.is_empty(), "seed {seed}: {left:#?}");
 

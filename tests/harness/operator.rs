@@ -178,6 +178,15 @@ impl DataCentre {
     pub async fn operator_at_rest(&self) -> Result<()> {
         at_rest(&operator_url(self.instance())?).await
     }
+
+    /// As [`DataCentre::operator_at_rest`] with regard to Comuni: where databases are looked at again every few seconds, there is
+    /// hardly ever a while without one.
+    ///
+    /// # Errors
+    /// When it does not come to rest, or does not answer.
+    pub async fn comuni_at_rest(&self) -> Result<()> {
+        rest(&operator_url(self.instance())?, &["name=\"comune\""], &["controller=\"comune\""]).await
+    }
 }
 
 /// Waits until the operator at an address has nothing under way, has put nothing off about any Comune (figures that
@@ -187,12 +196,17 @@ impl DataCentre {
 /// # Errors
 /// When it does not come to rest, or does not answer.
 pub async fn at_rest(url: &str) -> Result<()> {
+    rest(url, &[], &[]).await
+}
+
+/// Of the queues and controllers with these labels.
+async fn rest(url: &str, queues: &[&str], controllers: &[&str]) -> Result<()> {
     let last = Cell::new((f64::NAN, Instant::now()));
     eventually("the operator is at rest", || async {
         let metrics = Metrics::of(url).await?;
-        let passes = metrics.sum("controller_runtime_reconcile_total", &[]);
-        let busy = metrics.sum("workqueue_depth", &[])
-            + metrics.sum("controller_runtime_active_workers", &[])
+        let passes = metrics.sum("controller_runtime_reconcile_total", controllers);
+        let busy = metrics.sum("workqueue_depth", queues)
+            + metrics.sum("controller_runtime_active_workers", controllers)
             + metrics.sum("conme_put_off", &["name=\"comune\""]);
         if passes != last.get().0 || busy > 0.0 {
             last.set((passes, Instant::now()));
