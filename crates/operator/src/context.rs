@@ -15,7 +15,7 @@ use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World
 /// Figures that move by themselves are told when they have stood still for so long, and at most this often.
 const STILL: Duration = Duration::from_secs(30);
 /// Figures that never stand still are told this often.
-const RESTLESS: Duration = Duration::from_secs(900);
+const RESTLESS: Duration = Duration::from_secs(300);
 
 /// Figures of a Comune that move by themselves.
 #[derive(Clone, Copy, Debug)]
@@ -132,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_told_when_they_stand_still_and_those_that_never_do_after_a_quarter_of_an_hour() {
+    fn figures_are_told_when_they_stand_still_and_those_that_never_do_after_five_minutes() {
         let begin = Instant::now();
         let at = |second| begin + Duration::from_secs(second);
         let wait = |figures: &mut Figures, digest, second| figures.seen(digest, at(second)).as_secs();
@@ -145,9 +145,9 @@ mod tests {
         assert_eq!(wait(&mut figures, 3, 70), 5);
         assert_eq!(wait(&mut figures, 3, 75), 0);
         figures.told = Some(at(75));
-        for second in (80..965).step_by(20) {
+        for second in (80..365).step_by(20) {
             assert!(wait(&mut figures, second, second) > 0, "{second}");
         }
-        assert_eq!(wait(&mut figures, 1000, 975), 0);
+        assert_eq!(wait(&mut figures, 400, 375), 0);
     }
 }
