@@ -23,6 +23,8 @@ const FULL: f64 = 0.95;
 const ROOM: f64 = 0.8;
 /// One content of so many is tried.
 const TRIED: u32 = 4;
+/// From this level on repetitions are weighed against one another, and the lowest saves nothing.
+const WEIGHS: i32 = 9;
 
 /// The share of one processor's time that packing may take.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -115,7 +117,7 @@ impl Levels {
     ) -> Result<i32, E> {
         let [(lowest, _), ..] = LADDER;
         let level = self.level();
-        if self.fixed.is_some() || level == lowest {
+        if self.fixed.is_some() || level == lowest || level >= WEIGHS {
             return Ok(level);
         }
         if self.until_tried == 0

@@ -8,6 +8,8 @@ const WINDOW: u32 = 22;
 const LEAST: usize = 1 << 20;
 /// From this level on zstd's tables would be larger than what is packed.
 const LARGE: i32 = 9;
+/// From this level on it has further tables beside them.
+const LARGEST: i32 = 16;
 /// Bytes on which two levels are compared.
 const SAMPLE: usize = 256 << 10;
 
@@ -89,8 +91,9 @@ fn compressor(level: i32) -> std::io::Result<zstd::bulk::Compressor<'static>> {
     zstd.set_parameter(CParameter::WindowLog(WINDOW))?;
     if level >= LARGE {
         // Up to 48 MiB without this, for next to no bytes less.
-        zstd.set_parameter(CParameter::ChainLog(21))?;
-        zstd.set_parameter(CParameter::HashLog(20))?;
+        let less = u32::from(level >= LARGEST);
+        zstd.set_parameter(CParameter::ChainLog(21 - less))?;
+        zstd.set_parameter(CParameter::HashLog(20 - less))?;
     }
     Ok(zstd)
 }
