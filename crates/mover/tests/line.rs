@@ -55,6 +55,9 @@ impl Net {
         ip(&format!("-n {server} route add default via 10.213.1.2"));
         ip(&format!("-n {centre} route add default via 10.213.2.2"));
         net.within("router", || std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+        // Every kernel has Reno, which fills a queue until something is lost; with others, such as BBR, the queue would
+        // be full for a moment at most, and what a cap is good for could not be seen.
+        net.within("server", || std::fs::write("/proc/sys/net/ipv4/tcp_congestion_control", "reno").unwrap());
         let shape = format!("tc qdisc add dev {b} root tbf rate 5mbit burst 16kb latency 400ms");
         let shape: Vec<&str> = shape.split(' ').collect();
         assert!(net.exec("router", &shape).output().unwrap().status.success(), "no tbf in this kernel");
