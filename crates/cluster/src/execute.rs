@@ -11,10 +11,7 @@ use conme_blueprint::{Action, ChildRef, Failure, Kind, Plan, child};
 use futures::{StreamExt, stream::FuturesUnordered};
 use kube::{
     Api, Client,
-    api::{
-        DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
-        ValidationDirective,
-    },
+    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy, ValidationDirective},
     core::Status,
 };
 use serde_json::{Value, json};
@@ -23,7 +20,7 @@ use tokio::sync::Semaphore;
 use crate::{
     client::{Calls, words},
     index::Index,
-    watch::to_value,
+    whole::Whole,
 };
 
 /// How long the API server may take to learn of a RoleBinding that was just written.
@@ -147,7 +144,7 @@ impl Executor {
     /// What the API server answers.
     pub async fn read(&self, at: &ChildRef) -> kube::Result<Option<Value>> {
         let read = || async { self.call("GET", self.api(at).get_opt(&at.name)).await };
-        Ok(self.patient(at, read).await?.map(|object| to_value(at.kind, object)))
+        Ok(self.patient(at, read).await?.map(|object| object.into_value(at.kind)))
     }
 
     /// Writes an object: creates it where none is known, else applies over the one that is known.
@@ -241,8 +238,8 @@ impl Executor {
             .header(http::header::CONTENT_TYPE, "application/json")
             .body(serde_json::to_vec(body).map_err(kube::Error::SerdeError)?)
             .map_err(kube::Error::HttpError)?;
-        let created = self.call("POST", self.client.request::<DynamicObject>(request)).await?;
-        Ok(to_value(at.kind, created))
+        let created = self.call("POST", self.client.request::<Whole>(request)).await?;
+        Ok(created.into_value(at.kind))
     }
 
     async fn apply_once(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
@@ -253,7 +250,7 @@ impl Executor {
             dry_run: false,
         };
         let object = self.call("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
-        Ok(to_value(at.kind, object))
+        Ok(object.into_value(at.kind))
     }
 
     async fn merge(&self, at: &ChildRef, body: &Value) -> kube::Result<Value> {
@@ -261,7 +258,9 @@ impl Executor {
             PatchParams { field_manager: Some(keys::FIELD_MANAGER.into()), ..PatchParams::default() };
         let api = self.api(at);
         let patch = Patch::Merge(body);
-        self.call("PATCH", api.patch(&at.name, &params, &patch)).await.map(|object| to_value(at.kind, object))
+        self.call("PATCH", api.patch(&at.name, &params, &patch))
+            .await
+            .map(|object| object.into_value(at.kind))
     }
 
     /// Removes what a merge patch names from this very object. Returns the object as it is then; as it was when the API
@@ -354,7 +353,7 @@ impl Executor {
         self.calls.make(method, call).await
     }
 
-    fn api(&self, at: &ChildRef) -> Api<DynamicObject> {
+    fn api(&self, at: &ChildRef) -> Api<Whole> {
         let resource = at.kind.api_resource();
         if at.kind == Kind::Namespace {
             Api::all_with(self.client.clone(), &resource)

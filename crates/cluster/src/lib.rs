@@ -9,6 +9,7 @@ mod execute;
 mod index;
 pub mod lease;
 mod watch;
+mod whole;
 
 pub use client::{CALL_TIMEOUT, Calls, Metrics, SILENCE, bounded_client, words};
 pub use execute::{Executor, Outcome};

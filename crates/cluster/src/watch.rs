@@ -15,13 +15,14 @@ use conme_blueprint::Kind;
 use futures::{Stream, StreamExt};
 use kube::{
     Api, Client, Resource,
-    api::DynamicObject,
     core::DeserializeGuard,
     runtime::watcher::{self, Event, watcher},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
+
+use crate::whole::Whole;
 
 /// Pause after the first interruption of a watch. Short, because an API server that has just learnt of a definition
 /// refuses the first watches on it.
@@ -86,7 +87,7 @@ pub async fn watch_children(
     handle: impl FnMut(Event<Value>) + Send,
 ) {
     let resource = kind.api_resource();
-    let api: Api<DynamicObject> = Api::all_with(client, &resource);
+    let api: Api<Whole> = Api::all_with(client, &resource);
     let mut config = renewed_each(period).page_size(PAGE);
     if kind != Kind::Namespace {
         config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
@@ -96,7 +97,7 @@ pub async fn watch_children(
         || watcher(api.clone(), config.clone()),
         health,
         move |event| {
-            let to_value = |object| to_value(kind, object);
+            let to_value = |object: Whole| object.into_value(kind);
             handle(match event {
                 Event::Apply(object) => Event::Apply(to_value(object)),
                 Event::Delete(object) => Event::Delete(to_value(object)),
@@ -107,15 +108,6 @@ pub async fn watch_children(
         },
     )
     .await;
-}
-
-/// An object as it stands in a manifest. In lists the API server leaves `apiVersion` and `kind` out.
-pub(crate) fn to_value(kind: Kind, object: DynamicObject) -> Value {
-    let mut value = object.data;
-    value["apiVersion"] = kind.api_version().into();
-    value["kind"] = kind.name().into();
-    value["metadata"] = serde_json::to_value(object.metadata).unwrap_or_default();
-    value
 }
 
 /// What a watch on the operator's own resources tells.

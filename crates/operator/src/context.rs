@@ -14,8 +14,13 @@ use crate::{events::Events, metrics::OperatorMetrics, queue::Queue, world::World
 
 /// Figures that move by themselves are told when they have stood still for so long, and at most this often.
 const STILL: Duration = Duration::from_secs(30);
-/// Figures that never stand still are told this often.
-const RESTLESS: Duration = Duration::from_secs(300);
+/// In a crowd they have to stand still for longer: so long for each Comune that is put off. The cluster's own controllers
+/// serve all of them in turn, so the next pod of one comes later the more there are.
+const STILL_IN_CROWD: Duration = Duration::from_millis(300);
+/// Figures that never stand still are told after so many times that.
+const RESTLESS: u32 = 10;
+/// At least this often, however many are put off.
+const RESTLESS_AT_MOST: Duration = Duration::from_secs(900);
 
 /// Figures of a Comune that move by themselves.
 #[derive(Clone, Copy, Debug)]
@@ -31,14 +36,17 @@ impl Figures {
         Self { told: None, digest, since: now }
     }
 
-    /// Takes note of the figures at `now`. Returns after how long they may be told; zero: at once.
-    fn seen(&mut self, digest: u64, now: Instant) -> Duration {
+    /// Takes note of the figures at `now`, when `crowd` Comuni are put off. Returns after how long they may be told; zero:
+    /// at once.
+    fn seen(&mut self, digest: u64, crowd: usize, now: Instant) -> Duration {
         if self.digest != digest {
             (self.digest, self.since) = (digest, now);
         }
+        let crowd = u32::try_from(crowd).unwrap_or(u32::MAX);
+        let still = STILL.max(STILL_IN_CROWD.saturating_mul(crowd)).min(RESTLESS_AT_MOST);
+        let restless = (still * RESTLESS).min(RESTLESS_AT_MOST);
         let told = self.told.unwrap_or(self.since);
-        let still = (self.since + STILL).max(told + STILL);
-        still.min(told + RESTLESS).saturating_duration_since(now)
+        (self.since.max(told) + still).min(told + restless).saturating_duration_since(now)
     }
 }
 
@@ -111,9 +119,10 @@ impl Context {
     /// Whether figures that move by themselves, with this digest, may be told of a Comune now, or in how long.
     pub fn may_tell(&self, comune: &str, digest: u64) -> Result<(), Duration> {
         let now = Instant::now();
+        let crowd = self.comuni.put_off();
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let figures = told.entry(comune.to_owned()).or_insert_with(|| Figures::new(digest, now));
-        match figures.seen(digest, now) {
+        match figures.seen(digest, crowd, now) {
             Duration::ZERO => Ok(()),
             wait => Err(wait),
         }
@@ -135,7 +144,7 @@ mod tests {
     fn figures_are_told_when_they_stand_still_and_those_that_never_do_after_five_minutes() {
         let begin = Instant::now();
         let at = |second| begin + Duration::from_secs(second);
-        let wait = |figures: &mut Figures, digest, second| figures.seen(digest, at(second)).as_secs();
+        let wait = |figures: &mut Figures, digest, second| figures.seen(digest, 100, at(second)).as_secs();
         let mut figures = Figures::new(1, begin);
         assert_eq!(wait(&mut figures, 1, 0), 30);
         figures.told = Some(at(5));
@@ -149,5 +158,20 @@ mod tests {
             assert!(wait(&mut figures, second, second) > 0, "{second}");
         }
         assert_eq!(wait(&mut figures, 400, 375), 0);
+    }
+
+    #[test]
+    fn in_a_crowd_figures_have_to_stand_still_for_longer_and_never_for_more_than_a_quarter_of_an_hour() {
+        let begin = Instant::now();
+        let at = |second| begin + Duration::from_secs(second);
+        let mut figures = Figures::new(1, begin);
+        figures.told = Some(begin);
+        assert_eq!(figures.seen(2, 1000, at(100)).as_secs(), 300);
+        // The crowd gets smaller.
+        assert_eq!(figures.seen(2, 500, at(120)).as_secs(), 130);
+        assert_eq!(figures.seen(2, 0, at(120)).as_secs(), 10);
+        for crowd in [1000, 10_000, usize::MAX] {
+            assert_eq!(figures.seen(crowd as u64, crowd, at(890)).as_secs(), 10);
+        }
     }
 }
