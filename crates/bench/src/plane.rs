@@ -19,7 +19,7 @@ use serde_json::json;
 
 use crate::{audit::Record, sample};
 
-/// How long anything may take before the measurement is given up.
+/// How long anything may take before the measurement is given up: twice as long as the operator may put figures off.
 pub const PATIENCE: Duration = Duration::from_secs(1800);
 /// Pods that are planned for on one simulated host, of the 250 that it takes.
 const PODS_ON_A_HOST: usize = 200;
