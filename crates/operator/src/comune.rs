@@ -3,7 +3,7 @@
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conme_api::{Comune, ComuneStatus, DatabaseStatus, keys, reasons};
@@ -114,7 +114,7 @@ fn look(context: &Context, comune: &Comune) -> Sight {
     }
     let mut index = context.index();
     let mut observed = of_index(&index, comune);
-    observed.databases = world.databases_seen(comune);
+    observed.databases = world.databases_seen(comune, Instant::now());
     observed.surveys = world.surveys_of(comune);
     if let Some(istat) = &comune.spec.entity.istat {
         let of_code = index.namespaces_of(istat);

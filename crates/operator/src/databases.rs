@@ -25,8 +25,9 @@ use serde_json::Value;
 
 use crate::{context::Context, dedicated, removals, world::World};
 
-/// Databases of one Comune that are looked at for the first time are told of together if they come within this time.
-const TOGETHER: Duration = Duration::from_millis(500);
+/// Databases of one Comune that are looked at for the first time are told of together if they come within this time: each
+/// telling is a write, and in a crowd they come apart, as the queue serves many others between them.
+const TOGETHER: Duration = Duration::from_secs(5);
 
 /// A database above this share of its size is looked at at a faster pace, and above the second at a yet faster one.
 const FILLING: [(u64, Duration); 2] = [(95, Duration::from_secs(10)), (80, Duration::from_secs(30))];
@@ -40,6 +41,8 @@ const CLOCK_SKEW: SignedDuration = SignedDuration::from_mins(5);
 pub struct DatabaseState {
     /// What is told of it. None: it has not been looked at since the start.
     pub seen: Option<DatabaseSeen>,
+    /// When it was looked at for the first time since the start.
+    first_seen: Option<Instant>,
     task: Option<Arc<Task>>,
     /// The same one where both are equal: thousands of them are kept.
     done: Option<Arc<Task>>,
@@ -61,6 +64,16 @@ impl DatabaseState {
     /// Has it looked at as soon as it is asked for again, as after a pause, also when nothing new is declared.
     pub fn look_again(&mut self) {
         self.task = None;
+    }
+
+    /// Whether it is to be looked at for the first time since the start.
+    pub fn is_to_come(&self) -> bool {
+        self.task.is_some() && self.seen.is_none()
+    }
+
+    /// Whether it may still wait at `now` for others of its Comune, to be told of together with them.
+    pub fn may_wait(&self, now: Instant) -> bool {
+        self.first_seen.is_some_and(|first| now.saturating_duration_since(first) < TOGETHER)
     }
 
     /// A task to keep, as the one that was done where it is equal.
@@ -359,8 +372,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
     let (changed, more_to_come) = {
         let mut world = context.world();
         let of_same = |other: &(String, String)| other.0 == id.0 && other.1 != id.1;
-        let more_to_come =
-            world.databases.iter().any(|(other, state)| of_same(other) && state.seen.is_none());
+        let more_to_come = world.databases.iter().any(|(other, state)| of_same(other) && state.is_to_come());
         match world.databases.get_mut(&id) {
             Some(state) => {
                 keep_size(state.seen.as_ref(), &mut seen);
@@ -390,6 +402,7 @@ pub async fn reconcile(context: &Context, key: &str) -> anyhow::Result<()> {
                 }
                 state.credential = credential.or(state.credential.take());
                 state.seen = Some(seen);
+                state.first_seen.get_or_insert_with(Instant::now);
                 (changed, more_to_come)
             }
             None => (false, more_to_come),
@@ -828,6 +841,7 @@ pub async fn server(context: &Context, server: &conme_api::DatabaseServer) -> Re
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use kube::Resource;
     use serde_json::json;
 
     const APP: &str = "dolo__dati__app";
@@ -959,6 +973,60 @@ mod tests {
             database: String::new(),
             details: Box::new(details),
         }
+    }
+
+    #[test]
+    fn databases_that_are_new_are_told_of_together_and_wait_for_one_another_for_a_while_only() {
+        let comune = |told: Option<&str>| -> Comune {
+            let told = told.map(|reason| {
+                let of = |name: &str| {
+                    json!({"name": name, "ready": false, "reason": reason, "message": "", "server": "pg",
+                           "database": "", "secret": ""})
+                };
+                json!({"databases": [of("dati"), of("sito")]})
+            });
+            let database = |name: &str| {
+                let placement = json!({"shared": "pg"});
+                json!({"name": name, "engine": "postgresql", "placement": placement, "environment": "produzione"})
+            };
+            serde_json::from_value(json!({
+                "apiVersion": Comune::api_version(&()), "kind": Comune::kind(&()), "metadata": {"name": "dolo"},
+                "spec": {
+                    "entity": {"kind": "Comune", "displayName": "Comune di Dolo"},
+                    "environments": [{"name": "produzione"}],
+                    "databases": [database("dati"), database("sito")],
+                },
+                "status": told,
+            }))
+            .unwrap()
+        };
+        let begin = Instant::now();
+        let at = |seconds: f64| begin + Duration::from_secs_f64(seconds);
+        let state = |seen: Option<DatabaseSeen>| DatabaseState {
+            task: Some(Arc::new(task())),
+            first_seen: seen.is_some().then_some(begin),
+            seen,
+            ..DatabaseState::default()
+        };
+        let mut world = World::new("venis");
+        let id = |database: &str| ("dolo".to_owned(), database.to_owned());
+        world.databases.insert(id("dati"), state(Some(seen(1, None))));
+        let shown = |world: &World, told, seconds| world.databases_seen(&comune(told), at(seconds)).len();
+        // Nobody else is to come.
+        assert_eq!(shown(&world, None, 0.0), 1);
+        world.databases.insert(id("sito"), state(None));
+        for told in [None, Some(reasons::IN_PROGRESS)] {
+            assert_eq!(shown(&world, told, 0.1), 0);
+            assert_eq!(shown(&world, told, 4.9), 0);
+            assert_eq!(shown(&world, told, 5.0), 1);
+        }
+        // What has been told stays.
+        assert_eq!(shown(&world, Some(reasons::AS_DECLARED), 0.1), 1);
+        world.databases.insert(id("sito"), state(Some(seen(1, None))));
+        assert_eq!(shown(&world, None, 0.1), 2);
+        // One that is not looked at, as its Comune is paused, holds nothing up.
+        world.databases.insert(id("sito"), DatabaseState::default());
+        assert_eq!(shown(&world, None, 0.1), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conme_api::{Comune, DataCenter, DatabaseServer, ServiceTemplate};
+use conme_api::{Comune, DataCenter, DatabaseServer, ServiceTemplate, reasons};
 use conme_blueprint::{
     Claim, DatabaseDetails, DatabaseSeen, NamespaceSeen, Register, Survey, Told, grace_left, is_ready,
 };
@@ -363,17 +363,31 @@ impl World {
     }
 
     /// What is known of the databases of a Comune. Right after a start that is what its status tells of this very
-    /// manifest: a database is looked at again before anything else is said of it.
-    pub fn databases_seen(&self, comune: &Comune) -> BTreeMap<String, DatabaseSeen> {
+    /// manifest: a database is looked at again before anything else is said of it. Those of which nothing has been told
+    /// yet are shown together, for as long as they may wait at `now`.
+    pub fn databases_seen(&self, comune: &Comune, now: Instant) -> BTreeMap<String, DatabaseSeen> {
         let name = comune.name_any();
         let told = comune.status.as_ref().map(|status| status.databases.as_slice()).unwrap_or_default();
+        let state_of = |database: &str| self.databases.get(&(name.clone(), database.to_owned()));
+        let is_news = |database: &str| {
+            let told = told.iter().find(|told| told.name == database);
+            told.is_none_or(|told| told.reason == reasons::IN_PROGRESS)
+        };
+        let declared = comune.spec.databases.iter().map(|database| database.name.as_str());
+        let news: Vec<&DatabaseState> =
+            declared.filter(|database| is_news(database)).filter_map(state_of).collect();
+        let is_held_back = news.iter().any(|state| state.is_to_come())
+            && news.iter().filter(|state| state.seen.is_some()).all(|state| state.may_wait(now));
         let of_generation = comune.status.as_ref().and_then(|status| status.observed_generation);
         let is_current = of_generation == comune.metadata.generation;
         let mut seen = BTreeMap::new();
         for database in &comune.spec.databases {
-            let key = (name.clone(), database.name.clone());
-            let dedicated = || self.dedicated.get(&key).and_then(|state| state.seen.clone());
-            let state = self.databases.get(&key).and_then(|state| state.seen.clone()).or_else(dedicated);
+            let dedicated = || {
+                let key = (name.clone(), database.name.clone());
+                self.dedicated.get(&key).and_then(|state| state.seen.clone())
+            };
+            let state = state_of(&database.name).filter(|_| !(is_held_back && is_news(&database.name)));
+            let state = state.and_then(|state| state.seen.clone()).or_else(dedicated);
             let from_status = || {
                 let told = told.iter().find(|told| told.name == database.name)?;
                 if !told.ready || !is_current {
