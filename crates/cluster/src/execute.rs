@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::{
     client::{Calls, words},
+    gates::Gates,
     index::Index,
     whole::Whole,
 };
@@ -46,13 +47,14 @@ pub struct Executor {
     client: Client,
     calls: Calls,
     slots: Arc<Semaphore>,
+    gates: Arc<Gates>,
     index: Arc<Mutex<Index>>,
 }
 
 impl Executor {
     /// `slots` is the number of calls that may be under way at the same time.
     pub fn new(client: Client, calls: Calls, slots: usize, index: Arc<Mutex<Index>>) -> Self {
-        Self { client, calls, slots: Arc::new(Semaphore::new(slots)), index }
+        Self { client, calls, slots: Arc::new(Semaphore::new(slots)), gates: Arc::default(), index }
     }
 
     /// Carries out a plan wave by wave. Within a wave every call is made, whatever becomes of the others; a wave
@@ -165,6 +167,9 @@ impl Executor {
                 other => other?,
             }
         };
+        if at.kind == Kind::RoleBinding && !exists {
+            self.gates.close(&at.namespace);
+        }
         if at.kind != Kind::Secret {
             self.locked().written(at.kind, object);
         }
@@ -316,7 +321,7 @@ impl Executor {
     }
 
     /// Repeats a call that was refused because the API server has not learnt yet of the operator's own RoleBinding,
-    /// and one that the API server asks to repeat.
+    /// and one that the API server asks to repeat. Where the RoleBinding is young, one call goes ahead of the others.
     async fn patient<T, F, Fut>(&self, at: &ChildRef, mut call: F) -> kube::Result<T>
     where
         F: FnMut() -> Fut,
@@ -324,16 +329,28 @@ impl Executor {
     {
         let give_up = tokio::time::Instant::now() + BINDING_DELAY;
         let mut pause = Duration::from_millis(25);
+        let mut turn = None;
         loop {
+            if turn.is_none() && !at.kind.is_guard() {
+                turn = self.gates.turn(&at.namespace).await;
+            }
             let result = call().await;
-            let again = match &result {
-                Err(kube::Error::Api(status)) => match status.code {
-                    403 => !at.kind.is_guard() && status.reason == "Forbidden" && !is_quota(&status.message),
-                    429 | 503 => true,
-                    _ => false,
-                },
-                _ => false,
+            let code = match &result {
+                Ok(_) => 200,
+                Err(kube::Error::Api(status)) => status.code,
+                Err(_) => return result,
             };
+            let again = match &result {
+                Err(kube::Error::Api(status)) if code == 403 => {
+                    !at.kind.is_guard() && status.reason == "Forbidden" && !is_quota(&status.message)
+                }
+                _ => matches!(code, 429 | 503),
+            };
+            if again && code == 403 {
+                self.gates.close(&at.namespace);
+            } else if turn.is_some() && !matches!(code, 401 | 429 | 500..) {
+                self.gates.open(&at.namespace);
+            }
             if !again || tokio::time::Instant::now() + pause > give_up {
                 return result;
             }

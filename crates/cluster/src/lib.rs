@@ -6,6 +6,7 @@
 mod client;
 mod compact;
 mod execute;
+mod gates;
 mod index;
 pub mod lease;
 mod watch;
