@@ -335,22 +335,22 @@ impl Executor {
                 turn = self.gates.turn(&at.namespace).await;
             }
             let result = call().await;
-            let code = match &result {
-                Ok(_) => 200,
-                Err(kube::Error::Api(status)) => status.code,
+            let (code, refusal) = match &result {
+                Ok(_) => (200, None),
+                Err(kube::Error::Api(status)) => {
+                    let is_refusal =
+                        status.code == 403 && status.reason == "Forbidden" && !at.kind.is_guard();
+                    (status.code, is_refusal.then_some(status.message.as_str()))
+                }
                 Err(_) => return result,
             };
-            let again = match &result {
-                Err(kube::Error::Api(status)) if code == 403 => {
-                    !at.kind.is_guard() && status.reason == "Forbidden" && !is_quota(&status.message)
-                }
-                _ => matches!(code, 429 | 503),
-            };
-            if again && code == 403 {
+            if refusal.is_some_and(is_want_of_rights) {
                 self.gates.close(&at.namespace);
             } else if turn.is_some() && !matches!(code, 401 | 429 | 500..) {
                 self.gates.open(&at.namespace);
+                turn = None;
             }
+            let again = matches!(code, 429 | 503) || refusal.is_some_and(|message| !is_quota(message));
             if !again || tokio::time::Instant::now() + pause > give_up {
                 return result;
             }
@@ -384,6 +384,11 @@ impl Executor {
     }
 }
 
+/// Whether RBAC has refused a call; a quota that is not counted yet and admission policies have the same code.
+fn is_want_of_rights(message: &str) -> bool {
+    message.contains("User \"") && message.contains(" cannot ")
+}
+
 /// A refusal for want of quota has the same code as one for want of rights, and repeating it helps nobody.
 fn is_quota(message: &str) -> bool {
     message.contains("exceeded quota") || message.contains("is being terminated")
@@ -409,6 +414,17 @@ mod tests {
         let status =
             json!({"status": "Failure", "code": 422, "reason": "Invalid", "details": {"causes": causes}});
         serde_json::from_value(status).unwrap()
+    }
+
+    #[test]
+    fn a_refusal_for_want_of_rights_is_told_from_others() {
+        let rights = "services is forbidden: User \"system:serviceaccount:conme-system:conme-operator\" cannot create \
+                      resource \"services\" in API group \"\" in the namespace \"dolo-produzione\"";
+        assert!(is_want_of_rights(rights));
+        let quota =
+            "services \"portale\" is forbidden: status unknown for quota: conme, resources: count/services";
+        let limits = "persistentvolumeclaims \"dati\" is forbidden: maximum storage usage per PersistentVolumeClaim is 1Gi";
+        assert!(!is_want_of_rights(quota) && !is_want_of_rights(limits));
     }
 
     #[test]

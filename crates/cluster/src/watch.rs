@@ -22,7 +22,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tokio::sync::Semaphore;
 
-use crate::whole::Whole;
+use crate::whole::Unread;
 
 /// Pause after the first interruption of a watch. Short, because an API server that has just learnt of a definition
 /// refuses the first watches on it.
@@ -30,7 +30,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause between two attempts: how long after the API server's return the operator may still wait.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
-/// Objects in one page of a list. A page is held as a whole, and an object takes ten times the memory of its text.
+/// Objects in one page of a list, which is held as a whole.
 const PAGE: u32 = 100;
 
 /// Kinds that are listed at the same time. More would not be faster, as one takes a processor, and each has a page in memory.
@@ -87,7 +87,7 @@ pub async fn watch_children(
     handle: impl FnMut(Event<Value>) + Send,
 ) {
     let resource = kind.api_resource();
-    let api: Api<Whole> = Api::all_with(client, &resource);
+    let api: Api<Unread> = Api::all_with(client, &resource);
     let mut config = renewed_each(period).page_size(PAGE);
     if kind != Kind::Namespace {
         config = config.labels(&format!("{}={}", keys::MANAGED_BY, keys::MANAGER));
@@ -97,14 +97,15 @@ pub async fn watch_children(
         || watcher(api.clone(), config.clone()),
         health,
         move |event| {
-            let to_value = |object: Whole| object.into_value(kind);
+            let read = |object: Unread| Ok::<_, serde_json::Error>(object.read()?.into_value(kind));
             handle(match event {
-                Event::Apply(object) => Event::Apply(to_value(object)),
-                Event::Delete(object) => Event::Delete(to_value(object)),
+                Event::Apply(object) => Event::Apply(read(object)?),
+                Event::Delete(object) => Event::Delete(read(object)?),
                 Event::Init => Event::Init,
-                Event::InitApply(object) => Event::InitApply(to_value(object)),
+                Event::InitApply(object) => Event::InitApply(read(object)?),
                 Event::InitDone => Event::InitDone,
             });
+            Ok(())
         },
     )
     .await;
@@ -148,6 +149,7 @@ pub async fn watch_own<K>(
                 Event::InitApply(object) => unwrap(object, Event::InitApply),
                 Event::InitDone => OwnEvent::Event(Event::InitDone),
             });
+            Ok(())
         },
     )
     .await;
@@ -160,10 +162,25 @@ fn renewed_each(period: Duration) -> watcher::Config {
     watcher::Config::default().timeout(u32::try_from(period.as_secs()).unwrap_or(u32::MAX))
 }
 
+/// Why a watch begins again.
+#[derive(Debug, thiserror::Error)]
+enum Interruption {
+    /// What kube says.
+    #[error(transparent)]
+    Watch(watcher::Error),
+    /// An event that cannot be handled.
+    #[error("an object cannot be read: {0}")]
+    Unreadable(serde_json::Error),
+}
+
 /// Lists and watches, over and over. After an interruption everything is listed again instead of going on from where
-/// the watch was: only a list says when the cache is complete, and a watch that resumes in silence says nothing.
-async fn run<K, S>(begin: impl Fn() -> S, health: WatchHealth, mut handle: impl FnMut(Event<K>) + Send)
-where
+/// the watch was: only a list says when the cache is complete, and a watch that resumes in silence says nothing. An event
+/// that cannot be handled is an interruption.
+async fn run<K, S>(
+    begin: impl Fn() -> S,
+    health: WatchHealth,
+    mut handle: impl FnMut(Event<K>) -> serde_json::Result<()> + Send,
+) where
     K: Resource + Send,
     S: Stream<Item = Result<Event<K>, watcher::Error>> + Send,
 {
@@ -175,15 +192,17 @@ where
         let began = Instant::now();
         let mut stream = std::pin::pin!(begin());
         while let Some(event) = stream.next().await {
-            match event {
-                Ok(event) => {
-                    let done = matches!(event, Event::InitDone);
-                    handle(event);
-                    if done {
-                        turn = None;
-                        health.synced.store(true, Ordering::Release);
-                    }
+            let handled = event.map_err(Interruption::Watch).and_then(|event| {
+                let done = matches!(event, Event::InitDone);
+                handle(event).map_err(Interruption::Unreadable)?;
+                Ok(done)
+            });
+            match handled {
+                Ok(true) => {
+                    turn = None;
+                    health.synced.store(true, Ordering::Release);
                 }
+                Ok(false) => {}
                 Err(error) => {
                     tracing::warn!(watch = %health.name, %error, "the watch was interrupted; it begins again");
                     break;
@@ -227,7 +246,7 @@ mod tests {
                     .chain(stream::once(std::future::pending()))
             },
             health.clone(),
-            |_| {},
+            |_| Ok(()),
         );
         tokio::select! {
             () = watches => unreachable!("a watch never ends"),
@@ -246,7 +265,7 @@ mod tests {
             stream::iter([Err::<Event<ConfigMap>, _>(refused())])
         };
         tokio::select! {
-            () = run(begin, health.clone(), |_| {}) => unreachable!("a watch never ends"),
+            () = run(begin, health.clone(), |_| Ok(())) => unreachable!("a watch never ends"),
             () = tokio::time::sleep(Duration::from_secs(120)) => {}
         }
         // 0.1 + 0.2 + … + 6.4 s, and then one each 10 s.

@@ -19,8 +19,8 @@ const STILL: Duration = Duration::from_secs(30);
 const STILL_IN_CROWD: Duration = Duration::from_millis(300);
 /// Figures that never stand still are told after so many times that.
 const RESTLESS: u32 = 10;
-/// At least this often, however many are put off.
-const RESTLESS_AT_MOST: Duration = Duration::from_secs(900);
+/// They are never put off for longer, neither to stand still nor because they do not.
+const PUT_OFF_AT_MOST: Duration = Duration::from_secs(900);
 
 /// Figures of a Comune that move by themselves.
 #[derive(Clone, Copy, Debug)]
@@ -43,8 +43,8 @@ impl Figures {
             (self.digest, self.since) = (digest, now);
         }
         let crowd = u32::try_from(crowd).unwrap_or(u32::MAX);
-        let still = STILL.max(STILL_IN_CROWD.saturating_mul(crowd)).min(RESTLESS_AT_MOST);
-        let restless = (still * RESTLESS).min(RESTLESS_AT_MOST);
+        let still = STILL.max(STILL_IN_CROWD.saturating_mul(crowd)).min(PUT_OFF_AT_MOST);
+        let restless = (still * RESTLESS).min(PUT_OFF_AT_MOST);
         let told = self.told.unwrap_or(self.since);
         (self.since.max(told) + still).min(told + restless).saturating_duration_since(now)
     }
