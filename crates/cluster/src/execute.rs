@@ -167,6 +167,7 @@ impl Executor {
                 other => other?,
             }
         };
+        // The operator's own is one of them; after one of somebody else's a single call goes ahead in vain.
         if at.kind == Kind::RoleBinding && !exists {
             self.gates.close(&at.namespace);
         }

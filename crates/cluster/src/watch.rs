@@ -234,6 +234,31 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_event_that_cannot_be_handled_makes_the_watch_begin_again() {
+        let health = WatchHealth::new("configmaps");
+        let begun = AtomicUsize::new(0);
+        let begin = || {
+            begun.fetch_add(1, Ordering::AcqRel);
+            let events = [Event::<ConfigMap>::Init, Event::InitDone];
+            stream::iter(events.map(Ok)).chain(stream::once(std::future::pending()))
+        };
+        let handle = |event| match event {
+            Event::InitDone if begun.load(Ordering::Acquire) < 3 => serde_json::from_str("{"),
+            _ => Ok(()),
+        };
+        tokio::select! {
+            () = run(begin, health.clone(), handle) => unreachable!("a watch never ends"),
+            () = tokio::time::sleep(Duration::from_millis(50)) => assert!(!health.is_synced(), "it is not complete"),
+        }
+        begun.store(0, Ordering::Release);
+        tokio::select! {
+            () = run(begin, health.clone(), handle) => unreachable!("a watch never ends"),
+            () = tokio::time::sleep(Duration::from_secs(5)) => {}
+        }
+        assert_eq!((begun.load(Ordering::Acquire), health.is_synced()), (3, true));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_watch_that_is_interrupted_after_its_list_lists_again_and_is_complete_again() {
         let health = WatchHealth::new("configmaps");
         let begun = AtomicUsize::new(0);
