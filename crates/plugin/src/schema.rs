@@ -234,7 +234,7 @@ fn has_type(node: &Node, schema: &JSONSchemaProps) -> bool {
 /// Also what is written with a point or an exponent, as far as it is a number that the API server can hold.
 fn is_whole(value: &Value) -> bool {
     let is_held = |number: f64| number.fract() == 0.0 && number.abs() < i64::MAX as f64;
-    value.is_i64() || value.is_u64() || value.as_f64().is_some_and(is_held)
+    value.is_i64() || value.as_f64().is_some_and(is_held)
 }
 
 fn wrong_type(node: &Node, place: Position, schema: &JSONSchemaProps, path: &Path) -> Finding {

@@ -316,7 +316,7 @@ fn what_the_api_server_takes_is_taken_and_what_it_refuses_is_refused() {
     };
     let quota = |memory: &str| found(&format!("  quota: {{cpu: 2, memory: {memory}}}"));
     assert!(quota("4Gi").is_empty() && quota("4e9").is_empty());
-    for wrong in ["[4Gi]", "{size: 4Gi}", "1e308", "true"] {
+    for wrong in ["[4Gi]", "{size: 4Gi}", "1e308", "18446744073709551615", "true"] {
         assert_eq!(quota(wrong), ["spec.quota.memory"], "{wrong}");
     }
     // A field that has no value is not there.
