@@ -233,6 +233,14 @@ mod tests {
         watcher::Error::NoResourceVersion
     }
 
+    /// Lets a watch work for so long, and drops it.
+    async fn for_a_while(watches: impl Future<Output = ()>, duration: Duration) {
+        tokio::select! {
+            () = watches => unreachable!("a watch never ends"),
+            () = tokio::time::sleep(duration) => {}
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn an_event_that_cannot_be_handled_makes_the_watch_begin_again() {
         let health = WatchHealth::new("configmaps");
@@ -246,15 +254,10 @@ mod tests {
             Event::InitDone if begun.load(Ordering::Acquire) < 3 => serde_json::from_str("{"),
             _ => Ok(()),
         };
-        tokio::select! {
-            () = run(begin, health.clone(), handle) => unreachable!("a watch never ends"),
-            () = tokio::time::sleep(Duration::from_millis(50)) => assert!(!health.is_synced(), "it is not complete"),
-        }
+        for_a_while(run(begin, health.clone(), handle), Duration::from_millis(50)).await;
+        assert!(!health.is_synced(), "it is not complete");
         begun.store(0, Ordering::Release);
-        tokio::select! {
-            () = run(begin, health.clone(), handle) => unreachable!("a watch never ends"),
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
-        }
+        for_a_while(run(begin, health.clone(), handle), Duration::from_secs(5)).await;
         assert_eq!((begun.load(Ordering::Acquire), health.is_synced()), (3, true));
     }
 
@@ -273,10 +276,7 @@ mod tests {
             health.clone(),
             |_| Ok(()),
         );
-        tokio::select! {
-            () = watches => unreachable!("a watch never ends"),
-            () = tokio::time::sleep(Duration::from_secs(5)) => {}
-        }
+        for_a_while(watches, Duration::from_secs(5)).await;
         assert_eq!(begun.load(Ordering::Acquire), 2);
         assert!(health.is_synced());
     }
@@ -289,10 +289,7 @@ mod tests {
             begun.fetch_add(1, Ordering::AcqRel);
             stream::iter([Err::<Event<ConfigMap>, _>(refused())])
         };
-        tokio::select! {
-            () = run(begin, health.clone(), |_| Ok(())) => unreachable!("a watch never ends"),
-            () = tokio::time::sleep(Duration::from_secs(120)) => {}
-        }
+        for_a_while(run(begin, health.clone(), |_| Ok(())), Duration::from_secs(120)).await;
         // 0.1 + 0.2 + … + 6.4 s, and then one each 10 s.
         assert_eq!(begun.load(Ordering::Acquire), 18);
         assert!(!health.is_synced());
