@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -251,8 +251,28 @@ pub struct Totals {
     pub load_balancers: Option<u32>,
     /// Numbers of further objects by the name that quotas use, such as configmaps, secrets, jobs.batch.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(schema_with = "counts_of_objects")]
     pub objects: BTreeMap<String, u32>,
+}
+
+/// Schema of [`Totals::objects`]: at most 32 names, each with a number up to a million. Without a maximum the
+/// API server would take numbers that a `u32` does not hold, and the operator could not read the resource.
+/// (schemars gives bounds to lists and texts, not to maps.)
+fn counts_of_objects(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "additionalProperties": {"type": "integer", "minimum": 0, "maximum": 1_000_000},
+        "maxProperties": 32,
+    })
+}
+
+/// Schema of [`Service::parameters`]: at most 64, each a text of up to 4,096 characters.
+fn values_of_parameters(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": 4096},
+        "maxProperties": 64,
+    })
 }
 
 /// Pod Security Standard that the API server enforces in a namespace.
@@ -458,7 +478,7 @@ pub struct Service {
     pub replicas: Option<u32>,
     /// Parameters of the template, as text: {theme: comune}.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(schema_with = "values_of_parameters")]
     pub parameters: BTreeMap<String, String>,
     /// One of spec.databases, bound to the service by its Secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]

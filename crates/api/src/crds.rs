@@ -117,6 +117,9 @@ mod tests {
         if let Some(JSONSchemaPropsOrArray::Schema(items)) = &schema.items {
             each(items, &format!("{path}[]"), visit);
         }
+        if let Some(JSONSchemaPropsOrBool::Schema(values)) = &schema.additional_properties {
+            each(values, &format!("{path}[]"), visit);
+        }
     }
 
     fn each_schema(visit: &mut impl FnMut(&JSONSchemaProps, &str)) {
@@ -156,7 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn every_list_and_text_is_bounded() {
+    fn whatever_a_manifest_says_is_bounded() {
+        let mut numbers = 0;
         each_schema(&mut |schema, path| {
             if !path.contains(".spec.") {
                 return;
@@ -166,8 +170,23 @@ mod tests {
                 Some("string") => {
                     assert!(schema.max_length.is_some() || schema.enum_.is_some(), "{path} has no maxLength");
                 }
+                Some("object") if schema.additional_properties.is_some() => {
+                    assert!(schema.max_properties.is_some(), "{path} has no maxProperties");
+                }
+                // A number that the operator's type does not hold would make the whole resource unreadable for it.
+                Some("integer") if schema.format.as_deref() != Some("int64") => {
+                    numbers += 1;
+                    let (least, most) =
+                        (schema.minimum.unwrap_or(f64::MIN), schema.maximum.unwrap_or(f64::MAX));
+                    assert!(least >= 0.0, "{path} has no minimum");
+                    assert!(
+                        most <= f64::from(u32::MAX),
+                        "{path} has no maximum, or one that 32 bits do not hold"
+                    );
+                }
                 _ => {}
             }
         });
+        assert!(numbers > 20, "only {numbers} numbers were seen: the walk is broken");
     }
 }

@@ -126,7 +126,15 @@ fn type_of(schema: &JSONSchemaProps) -> String {
             };
             format!("list of {of}{}", bounds(count(schema.min_items), count(schema.max_items)))
         }
-        "object" if schema.additional_properties.is_some() => "map".into(),
+        "object" if schema.additional_properties.is_some() => {
+            let of = match &schema.additional_properties {
+                Some(JSONSchemaPropsOrBool::Schema(values)) => type_of(values),
+                _ => "any".into(),
+            };
+            let bounds = bounds(count(schema.min_properties), count(schema.max_properties));
+            // The values have bounds of their own, with commas.
+            if bounds.is_empty() { format!("map of {of}") } else { format!("map of ({of}){bounds} names") }
+        }
         "string" if schema.format.is_some() => schema.format.clone().unwrap_or_default(),
         "string" => match schema.max_length {
             Some(most) => format!("text, at most {most} characters"),
