@@ -671,6 +671,38 @@ async fn a_template_or_version_that_does_not_exist_yet_is_named_and_healed_when_
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn characters_that_yaml_refuses_or_folds_arrive_as_they_are_and_stop_nobody() -> Result<()> {
+    let dc = DataCentre::shared().await?;
+    let (display_name, version) = ("Comune \u{7f}\u{85}\u{2028}\u{feff} Strano", "1\u{9f}\u{85}\u{2029}0");
+    install::apply(dc.instance(), &small_template("bad-segni", &["1.0"])).await?;
+    let comune = json!({
+        "apiVersion": "conme.venis.it/v1alpha1",
+        "kind": "Comune",
+        "metadata": {"name": "bad-segni"},
+        "spec": {
+            "entity": entity(display_name, 900_111),
+            "quota": small_quota(),
+            "services": [{"name": "sito", "template": "bad-segni", "version": version}],
+        },
+    });
+    dc.comuni().create(&PostParams::default(), &serde_json::from_value(comune)?).await?;
+    let message = told(&dc, "bad-segni", "Ready", "Invalid").await?;
+    assert_says(&message, &["spec.services[sito].version", version]);
+    let namespace = Api::<Namespace>::all(dc.client()).get("bad-segni-produzione").await?;
+    assert_eq!(namespace.annotations()[keys::DISPLAY_NAME], display_name);
+    // What all share is told as well: a Comune cannot silence a template that others use.
+    let templates: Api<ServiceTemplate> = Api::all(dc.client());
+    let counts = || async {
+        let status = templates.get("bad-segni").await?.status.unwrap_or_default();
+        Ok(status.versions.iter().any(|told| told.version == version && told.services == 1))
+    };
+    eventually("the template tells of the version that is asked for", counts).await?;
+    dc.tidy_up("bad-segni").await?;
+    templates.delete("bad-segni", &DeleteParams::default()).await?;
+    Ok(())
+}
+
 /// Edits the data centre of an instance of one's own.
 async fn edit_data_center(dc: &DataCentre, edit: impl FnOnce(&mut Value)) -> Result<()> {
     let api: Api<DataCenter> = Api::all(dc.client());

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use crate::{
+    apply::apply,
     client::{Calls, words},
     gates::Gates,
     index::Index,
@@ -255,7 +256,7 @@ impl Executor {
             field_validation: Some(ValidationDirective::Strict),
             dry_run: false,
         };
-        let object = self.call("PATCH", self.api(at).patch(&at.name, &params, &Patch::Apply(body))).await?;
+        let object = self.call("PATCH", self.api(at).patch(&at.name, &params, &apply(body)?)).await?;
         Ok(object.into_value(at.kind))
     }
 

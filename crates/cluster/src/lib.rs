@@ -3,6 +3,7 @@
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
+mod apply;
 mod client;
 mod compact;
 mod execute;
@@ -12,6 +13,7 @@ pub mod lease;
 mod watch;
 mod whole;
 
+pub use apply::apply;
 pub use client::{CALL_TIMEOUT, Calls, Metrics, SILENCE, bounded_client, words};
 pub use execute::{Executor, Outcome};
 pub use index::{Index, Touched};

@@ -12,10 +12,7 @@ use conme_blueprint::{
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use kube::{
-    Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, Resource, ResourceExt, api::PatchParams};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
@@ -68,19 +65,29 @@ pub async fn reconcile(context: &Context, _all: &str) -> anyhow::Result<()> {
             .collect();
         (data_centers, templates)
     };
+    // One that cannot be written must not silence the others.
+    let mut failed = None;
     for (data_center, status) in data_centers {
         if data_center.status.as_ref() != Some(&status) {
-            let written = write(context, &*data_center, &status).await?;
-            context.world().put_data_center(written);
+            match write(context, &*data_center, &status).await {
+                Ok(written) => {
+                    context.world().put_data_center(written);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
     }
     for (template, status) in templates {
         if template.status.as_ref() != Some(&status) {
-            let written = write(context, &*template, &status).await?;
-            context.world().put_template(written);
+            match write(context, &*template, &status).await {
+                Ok(written) => {
+                    context.world().put_template(written);
+                }
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 async fn write<K, S>(context: &Context, object: &K, status: &S) -> anyhow::Result<K>
@@ -89,23 +96,21 @@ where
     S: Serialize,
 {
     let api: Api<K> = Api::all(context.client.clone());
-    let body = json!({
+    let body = conme_cluster::apply(&json!({
         "apiVersion": K::api_version(&()),
         "kind": K::kind(&()),
         "metadata": {"name": object.name_any(), "uid": object.meta().uid},
         "status": status,
-    });
+    }))?;
     let params = PatchParams::apply(keys::STATUS_MANAGER).force();
     let name = object.name_any();
-    context.calls.make("PATCH", api.patch_status(&name, &params, &Patch::Apply(&body))).await.map_err(
-        |error| {
-            anyhow::anyhow!(
-                "{} {name}: its status could not be written: {}",
-                K::kind(&()),
-                conme_cluster::words(&error)
-            )
-        },
-    )
+    context.calls.make("PATCH", api.patch_status(&name, &params, &body)).await.map_err(|error| {
+        anyhow::anyhow!(
+            "{} {name}: its status could not be written: {}",
+            K::kind(&()),
+            conme_cluster::words(&error)
+        )
+    })
 }
 
 fn status_of_data_center(

@@ -13,10 +13,7 @@ use conme_blueprint::{
 };
 use conme_cluster::Index;
 use jiff::Timestamp;
-use kube::{
-    Api, Resource, ResourceExt,
-    api::{Patch, PatchParams},
-};
+use kube::{Api, Resource, ResourceExt, api::PatchParams};
 use serde_json::json;
 
 use crate::{
@@ -278,14 +275,14 @@ pub async fn write_status(context: &Context, comune: &Comune, status: &ComuneSta
         return Ok(());
     }
     let api: Api<Comune> = Api::all(context.client.clone());
-    let body = json!({
+    let body = conme_cluster::apply(&json!({
         "apiVersion": Comune::api_version(&()),
         "kind": Comune::kind(&()),
         "metadata": {"name": name, "uid": comune.metadata.uid},
         "status": status,
-    });
+    }))?;
     let params = PatchParams::apply(keys::STATUS_MANAGER).force();
-    let written = context.calls.make("PATCH", api.patch_status(&name, &params, &Patch::Apply(&body))).await;
+    let written = context.calls.make("PATCH", api.patch_status(&name, &params, &body)).await;
     match written {
         Ok(written) => {
             context.has_told(&name);

@@ -17,7 +17,7 @@ use conme_databases::{Names, Provisioned};
 use jiff::Timestamp;
 use kube::{
     Api, ResourceExt,
-    api::{DynamicObject, ListParams, Patch, PatchParams, PostParams},
+    api::{DynamicObject, ListParams, PatchParams, PostParams},
     core::{ApiResource, GroupVersionKind},
 };
 use serde_json::Value;
@@ -362,7 +362,12 @@ async fn write(
             let mut body = wanted.clone();
             body["metadata"]["uid"] = live["metadata"]["uid"].clone();
             let params = PatchParams::apply(keys::FIELD_MANAGER).force();
-            context.calls.make("PATCH", api.patch(&task.secret, &params, &Patch::Apply(&body))).await
+            context
+                .calls
+                .make("PATCH", async {
+                    api.patch(&task.secret, &params, &conme_cluster::apply(&body)?).await
+                })
+                .await
         }
     };
     match written {

@@ -2,7 +2,7 @@
 
 use kube::{
     Api,
-    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PatchParams, ValidationDirective},
+    api::{ApiResource, DynamicObject, GroupVersionKind, PatchParams, ValidationDirective},
 };
 
 use crate::{
@@ -37,8 +37,9 @@ pub async fn check(cluster: &Cluster, manifests: &mut Manifests) -> Result<(), F
             map.remove("status");
         }
         let what = format!("asking about {}", object.label());
-        if let Err(kube::Error::Api(status)) =
-            cluster.ask(&what, api.patch(&name, &params, &Patch::Apply(&body))).await?
+        if let Err(kube::Error::Api(status)) = cluster
+            .ask(&what, async { api.patch(&name, &params, &conme_cluster::apply(&body)?).await })
+            .await?
         {
             let may_not_ask = status.code == 401
                 || (status.is_forbidden() && status.message.contains("cannot patch resource"));
