@@ -284,6 +284,7 @@ fn slips_in_a_comune() -> Vec<Slip> {
         slip("a service account of nowhere", C, [("/spec/administrators/1/namespace", Value::Null)], [], "spec.administrators[1].namespace", &["a ServiceAccount needs its namespace"]),
         slip("a group in a namespace", C, [("/spec/viewers/0", json!({"kind": "Group", "name": "x", "namespace": "y"}))], [("/spec/viewers/0", json!({"kind": "Group", "name": "x"}))], "spec.viewers[0].namespace", &["a User or a Group has none"]),
         slip("everybody as administrator", C, [("/spec/administrators/0/name", json!("system:authenticated"))], [("/spec/administrators/0/name", json!("dolo-ced"))], "spec.administrators[0].name", &["belong to Kubernetes itself"]),
+        slip("a service account that cannot exist", C, [("/spec/administrators/0", json!({"kind": "ServiceAccount", "name": "CI_Dolo", "namespace": "ci"}))], [("/spec/administrators/0/name", json!("ci-dolo.venis"))], "spec.administrators[0].name", &["such as ci-dolo"]),
         slip("everybody as viewer", C, [("/spec/viewers/0", json!({"kind": "Group", "name": "system:unauthenticated"}))], [("/spec/viewers/0", json!({"kind": "Group", "name": "dolo-vede"}))], "spec.viewers[0].name", &["cannot administer a Comune"]),
         // Network.
         slip("an address that is no range", C, [("/spec/network/egress/0/cidrs/0", json!("10.20.0.0"))], [("/spec/network/egress/0/cidrs/0", json!("10.20.0.0/16"))], "spec.network.egress[0].cidrs", &["CIDR notation", "10.20.0.0/16"]),

@@ -598,13 +598,21 @@ async fn spoilt_manifests_are_refused_or_told_with_the_field_and_never_half_buil
     chosen.extend(spread(plain, lived - chosen.len()));
     let first = usize::try_from(number("CONME_BATCH").unwrap_or(0))?;
     ensure!(first < chosen.len().div_ceil(BATCH), "CONME_BATCH: there is no batch {first}");
+    let batches = chosen.len().div_ceil(BATCH);
+    let mut failed = Vec::new();
     for (number, batch) in chosen.chunks(BATCH).enumerate().skip(first) {
-        live(&data_centre, batch).await.with_context(|| format!("seed {seed}, batch {number}"))?;
-        println!("batch {number} of {} after {:?}", chosen.len().div_ceil(BATCH), begin.elapsed());
-        if number + 1 < chosen.len().div_ceil(BATCH) {
+        // What one batch shows should not hide what the next ones would.
+        if let Err(error) = live(&data_centre, batch).await {
+            println!("batch {number}: {error:#}");
+            failed.push(number);
+            ensure!(failed.len() < 5, "seed {seed}, batches {failed:?}: see above");
+        }
+        println!("batch {number} of {batches} after {:?}", begin.elapsed());
+        if number + 1 < batches {
             clear(&data_centre, batch).await?;
         }
     }
+    ensure!(failed.is_empty(), "seed {seed}, batches {failed:?}: see above");
     Ok(())
 }
 

@@ -321,7 +321,9 @@ pub enum SubjectKind {
     validation = Rule::new("(self.kind == 'ServiceAccount') == has(self.namespace)")
         .message("a ServiceAccount needs its namespace; a User or a Group has none").field_path(".namespace"),
     validation = Rule::new("!self.name.startsWith('system:')")
-        .message("names that begin with system: belong to Kubernetes itself and cannot administer a Comune").field_path(".name")
+        .message("names that begin with system: belong to Kubernetes itself and cannot administer a Comune").field_path(".name"),
+    validation = Rule::new("self.kind != 'ServiceAccount' || self.name.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')")
+        .message("the name of a ServiceAccount is lower-case letters, digits, hyphens and dots, such as ci-dolo").field_path(".name")
 )]
 #[serde(rename_all = "camelCase")]
 pub struct Subject {
@@ -406,7 +408,7 @@ pub struct Database {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub connection_limit: Option<u32>,
-    /// Size on the server's disk, in bytes, beyond which a warning is given and then growth stopped: 50Gi.
+    /// Size on the server's disk, in bytes, beyond which a warning is given and then growth stopped: 50Gi. At least 16Mi.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_size: Option<Quantity>,
     /// Classification of the data, as decided by the administration.

@@ -14,7 +14,7 @@ use conme_api::{
 use kube::ResourceExt;
 
 use crate::{
-    amount::Amount,
+    amount::{Amount, Notation},
     capacity::Amounts,
     names,
     register::{Claim, Register},
@@ -478,6 +478,10 @@ fn on_record<'a>(comune: &'a Comune, database: &str) -> Option<&'a DatabaseStatu
     told.provisioned_at.as_ref().map(|_| told)
 }
 
+/// Smallest limit of a database, in bytes. An empty one takes 7.5 MiB (PostgreSQL 15 to 17, measured), and growth is
+/// stopped before the limit.
+const LEAST_DATABASE: u64 = 16 << 20;
+
 fn valid_database(
     comune: &Comune,
     database: &Database,
@@ -535,6 +539,20 @@ fn valid_database(
                 ),
             );
         }
+    }
+    if let Some(size) = &database.max_size
+        && Amount::try_from(size).is_ok_and(|size| size.whole() < LEAST_DATABASE)
+    {
+        problems.add(
+            scope.clone(),
+            reasons::INVALID,
+            &path("maxSize"),
+            format!(
+                "`{size}` leaves no room to work in, an empty database takes 8Mi already; at least {} (it is in bytes: \
+                 write 50Gi for fifty gibibytes)",
+                Amount::units(LEAST_DATABASE).short(Notation::Binary)
+            ),
+        );
     }
     if problems.0.len() > before {
         return None;

@@ -241,6 +241,9 @@ fn a_problem_of_a_database_stops_it_and_the_services_that_are_bound_to_it() {
             "extensions",
             &["`pg-uno`", "`postgis`", "it allows: pg_trgm, unaccent"],
         ),
+        (json!({"maxSize": "50"}), "maxSize", &["`50` leaves no room", "at least 16Mi", "write 50Gi"]),
+        (json!({"maxSize": 0}), "maxSize", &["`0` leaves no room"]),
+        (json!({"maxSize": 16_777_215}), "maxSize", &["at least 16Mi"]),
     ];
     for (fields, field, words) in cases {
         let verdict = Bench::new().verdict(&with_database(fields.clone()));
