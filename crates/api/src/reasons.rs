@@ -62,6 +62,8 @@ pub const MOVED: &str = "Moved";
 pub const CREDENTIALS_ROTATED: &str = "CredentialsRotated";
 /// A database server does not answer.
 pub const SERVER_UNREACHABLE: &str = "ServerUnreachable";
+/// The quota leaves no room for an object that is declared.
+pub const QUOTA_EXCEEDED: &str = "QuotaExceeded";
 /// The quota is smaller than what is in use.
 pub const OVER_LIMIT: &str = "OverLimit";
 /// Not every pod is up.

@@ -210,6 +210,31 @@ fn namesakes(facts: &Verdicts<'_>) -> String {
     )
 }
 
+/// The fields of a Comune that decide whether an object is admitted which the API server refused for want of quota. None:
+/// it was refused for something else. Its words, as Kubernetes' admission of quotas has them in
+/// `plugin/pkg/admission/resourcequota/controller.go`: `exceeded quota: NAME, requested: A=1,B=2, used: ..., limited: ...`.
+fn exceeded(comune: &Comune, message: &str) -> Option<String> {
+    let (_, about) = message.split_once("exceeded quota: conme-quota, requested: ")?;
+    if comune.spec.quota.is_none() {
+        return Some("spec.tier".into());
+    }
+    let (requested, _) = about.split_once(", used: ")?;
+    let mut fields: Vec<String> = requested
+        .split(',')
+        .filter_map(|item| item.split_once('='))
+        .map(|(resource, _)| match resource.trim_start_matches("requests.").trim_start_matches("limits.") {
+            resource @ ("cpu" | "memory" | "storage" | "pods" | "services") => {
+                format!("spec.quota.{resource}")
+            }
+            "ephemeral-storage" => "spec.quota.ephemeralStorage".into(),
+            "services.loadbalancers" => "spec.quota.loadBalancers".into(),
+            other => format!("spec.quota.objects[{}]", other.trim_start_matches("count/")),
+        })
+        .collect();
+    fields.dedup();
+    Some(fields.join(", "))
+}
+
 fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Finding {
     if type_ == reasons::SERVICES_DEPLOYED {
         let of_services: Vec<&Problem> =
@@ -239,15 +264,21 @@ fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Fi
     if !clashes.is_empty() {
         return (false, reasons::CONFLICT, clashes.join("; "));
     }
-    let failed: Vec<String> = facts
+    let failed: Vec<(&Failure, Option<String>)> = facts
         .failures
         .iter()
         .filter(|failure| condition_of(&failure.at) == type_)
+        .map(|failure| (failure, exceeded(comune, &failure.message)))
         .take(3)
-        .map(|failure| format!("{}: {}", failure.at, failure.message))
         .collect();
     if !failed.is_empty() {
-        return (false, reasons::API_ERROR, failed.join("; "));
+        let is_quota = failed.iter().all(|(_, fields)| fields.is_some());
+        let told = failed.into_iter().map(|(failure, fields)| match fields {
+            Some(fields) => format!("{fields}: raise it, no room for {}: {}", failure.at, failure.message),
+            None => format!("{}: {}", failure.at, failure.message),
+        });
+        let reason = if is_quota { reasons::QUOTA_EXCEEDED } else { reasons::API_ERROR };
+        return (false, reason, told.collect::<Vec<_>>().join("; "));
     }
     let waits: Vec<&str> = facts
         .plan

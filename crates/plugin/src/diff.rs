@@ -19,7 +19,7 @@ use kube::{
 use serde_json::{Value, json};
 use similar::TextDiff;
 
-use crate::{cluster::Cluster, render, run::Failure};
+use crate::{cluster::Cluster, output::visible, render, run::Failure};
 
 /// What is there of a Comune.
 #[derive(Default)]
@@ -353,7 +353,7 @@ pub fn coloured(text: &str) -> String {
             Some(b'#') => "33",
             _ => "0",
         };
-        let _ = writeln!(coloured, "\x1b[{colour}m{line}\x1b[0m");
+        let _ = writeln!(coloured, "\x1b[{colour}m{}\x1b[0m", visible(line));
     }
     coloured
 }

@@ -23,6 +23,7 @@ use serde_json::{Value, json};
 use crate::{
     cli::{ListArgs, ListFormat, PlainFormat, StatusArgs, WaitArgs},
     cluster::Cluster,
+    output::visible,
     page, render,
     run::{Failure, is_terminal, print},
 };
@@ -128,7 +129,7 @@ async fn page_of(cluster: &Cluster, comune: &Comune) -> Result<String, Failure> 
         ListParams::default().fields(&format!("involvedObject.kind=Comune,involvedObject.name={name}"));
     let events = cluster.ask("listing events", api.list(&about)).await?;
     let events = events.map(|list| list.items).unwrap_or_default();
-    Ok(page::page(comune, &quotas, &events, Timestamp::now()))
+    Ok(visible(&page::page(comune, &quotas, &events, Timestamp::now())))
 }
 
 /// `list`
@@ -159,7 +160,7 @@ pub async fn list(cluster: &Cluster, args: &ListArgs) -> Result<u8, Failure> {
                 text.push('\n');
                 text.push_str(&page::reasons_of(&comuni));
             }
-            text
+            visible(&text)
         }
     };
     print(&text)?;
@@ -231,7 +232,7 @@ async fn watch_until(
             print(&format!("{name} is {awaited}\n"))?;
             continue;
         }
-        let told = page::told(&comune, awaited);
+        let told = visible(&page::told(&comune, awaited));
         if *last != told {
             print(&format!("{name}: {told}\n"))?;
             *last = told;

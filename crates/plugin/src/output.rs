@@ -20,7 +20,21 @@ pub fn table(report: &Report) -> String {
         }
     }
     let _ = writeln!(text, "{}", summary(report));
-    text
+    visible(&text)
+}
+
+/// Text of somebody else's manifest for a terminal or the log of a pipeline: control characters, which could colour,
+/// move and erase what stands there, are shown as escapes.
+pub fn visible(text: &str) -> String {
+    let mut visible = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && character != '\n' {
+            visible.extend(character.escape_default());
+        } else {
+            visible.push(character);
+        }
+    }
+    visible
 }
 
 fn heading(problem: &Problem) -> String {

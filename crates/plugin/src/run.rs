@@ -65,7 +65,7 @@ pub fn run(cli: Cli) -> ExitCode {
     match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            eprintln!("error: {}", output::visible(&failure.to_string()));
             ExitCode::from(failure.code())
         }
     }
@@ -191,7 +191,7 @@ async fn show(args: &RenderArgs, cluster: &ClusterArgs) -> Result<u8, Failure> {
 /// What would not be built is told; then not all is well.
 fn tell_obstacles(obstacles: &[String]) -> Result<u8, Failure> {
     for obstacle in obstacles {
-        eprintln!("not built: {obstacle}");
+        eprintln!("not built: {}", output::visible(obstacle));
     }
     Ok(u8::from(!obstacles.is_empty()))
 }
@@ -219,7 +219,7 @@ async fn compare(args: &DiffArgs, cluster: &ClusterArgs) -> Result<u8, Failure> 
         let comune = site.comune(&name).cloned().unwrap_or_else(|| comune.clone());
         let verdict = site.verdict(&comune);
         for obstacle in render::obstacles(&comune, &verdict) {
-            eprintln!("not built: {obstacle}");
+            eprintln!("not built: {}", output::visible(&obstacle));
         }
         text.push_str(&diff::of_comune(before.as_ref(), &comune)?);
         text.push_str(&diff::of_databases(before.as_ref(), &comune));
@@ -253,7 +253,7 @@ async fn compare(args: &DiffArgs, cluster: &ClusterArgs) -> Result<u8, Failure> 
 fn tell_notes(notes: &[Note]) {
     for note in notes {
         let file = if note.file.is_empty() { String::new() } else { format!("{}: ", note.file) };
-        eprintln!("note: {file}{}", note.message);
+        eprintln!("note: {file}{}", output::visible(&note.message));
     }
 }
 

@@ -279,6 +279,22 @@ fn what_is_rendered_holds_no_secret_and_is_complete() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("there is no DataCenter"));
 }
 
+#[test]
+fn a_manifest_cannot_write_on_the_terminal_what_it_likes() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("strano.yaml");
+    let manifest = std::fs::read_to_string(checkout().join("examples/minimal.yaml")).unwrap();
+    std::fs::write(&file, format!("{manifest}  tier: \"\\e[2J\\e[32mno problem found\\u009b0m\"\n")).unwrap();
+    let site = ["--site", "examples/datacenter.yaml"];
+    for words in [["validate"], ["render"]] {
+        let output = plugin(&[words.as_slice(), &[file.to_str().unwrap()], &site].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let told = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        assert!(!told.contains(|character: char| character.is_control() && character != '\n'), "{told:?}");
+        assert!(told.contains(r"there is no tier `\u{1b}[2J\u{1b}[32mno problem found\u{9b}0m`"), "{told}");
+    }
+}
+
 mod never_panics {
     use proptest::prelude::*;
 

@@ -69,6 +69,14 @@ impl Look {
         self.failures = vec![Failure { at, message: "etcdserver: request timed out".into() }];
     }
 
+    fn fail_for_quota(&mut self, kind: Kind, name: &str, asked: &str) {
+        self.fail(kind, name);
+        self.failures[0].message = format!(
+            "persistentvolumeclaims \"{name}\" is forbidden: exceeded quota: conme-quota, requested: {asked}, used: \
+             requests.storage=0, limited: requests.storage=0"
+        );
+    }
+
     fn database(&mut self, reason: &'static str, message: &str) {
         let failed = DatabaseSeen::Failed { reason, message: message.into() };
         self.observed.databases.insert("protocollo".into(), failed);
@@ -232,6 +240,36 @@ fn every_cause_shows_in_its_condition_and_in_ready() {
             Box::new(|l| l.fail(Kind::Ingress, "portale")),
             reasons::API_ERROR,
             "etcdserver",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| {
+                l.edit(|c| c["spec"]["quota"] = json!({"cpu": "8", "memory": "16Gi", "storage": "200Gi"}));
+                let asked = "count/persistentvolumeclaims=1,requests.storage=20Gi";
+                l.fail_for_quota(Kind::PersistentVolumeClaim, "portale--dati", asked);
+            }),
+            reasons::QUOTA_EXCEEDED,
+            "spec.quota.objects[persistentvolumeclaims], spec.quota.storage: raise it, no room for PersistentVolumeClaim \
+             dolo-produzione/portale--dati: ",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| {
+                l.fail_for_quota(Kind::PersistentVolumeClaim, "portale--dati", "requests.storage=20Gi")
+            }),
+            reasons::QUOTA_EXCEEDED,
+            "spec.tier: raise it",
+        ),
+        (
+            reasons::SERVICES_DEPLOYED,
+            Box::new(|l| {
+                l.fail_for_quota(Kind::PersistentVolumeClaim, "portale--dati", "requests.storage=20Gi");
+                let other = l.failures[0].clone();
+                l.fail(Kind::Ingress, "portale");
+                l.failures.push(other);
+            }),
+            reasons::API_ERROR,
+            "etcdserver: request timed out; spec.tier: raise it",
         ),
         (
             reasons::SERVICES_DEPLOYED,
