@@ -219,7 +219,8 @@ fn exceeded(comune: &Comune, message: &str) -> Option<String> {
         return Some("spec.tier".into());
     }
     let (requested, _) = about.split_once(", used: ")?;
-    let mut fields: Vec<String> = requested
+    // Requests and limits of a resource are one field.
+    let fields: BTreeSet<String> = requested
         .split(',')
         .filter_map(|item| item.split_once('='))
         .map(|(resource, _)| match resource.trim_start_matches("requests.").trim_start_matches("limits.") {
@@ -231,8 +232,7 @@ fn exceeded(comune: &Comune, message: &str) -> Option<String> {
             other => format!("spec.quota.objects[{}]", other.trim_start_matches("count/")),
         })
         .collect();
-    fields.dedup();
-    Some(fields.join(", "))
+    Some(Vec::from_iter(fields).join(", "))
 }
 
 fn of_children(type_: &'static str, comune: &Comune, facts: &Verdicts<'_>) -> Finding {

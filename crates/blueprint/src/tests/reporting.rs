@@ -245,12 +245,12 @@ fn every_cause_shows_in_its_condition_and_in_ready() {
             reasons::SERVICES_DEPLOYED,
             Box::new(|l| {
                 l.edit(|c| c["spec"]["quota"] = json!({"cpu": "8", "memory": "16Gi", "storage": "200Gi"}));
-                let asked = "count/persistentvolumeclaims=1,requests.storage=20Gi";
+                let asked = "count/persistentvolumeclaims=1,limits.cpu=1,limits.memory=1Gi,requests.cpu=1,requests.storage=20Gi";
                 l.fail_for_quota(Kind::PersistentVolumeClaim, "portale--dati", asked);
             }),
             reasons::QUOTA_EXCEEDED,
-            "spec.quota.objects[persistentvolumeclaims], spec.quota.storage: raise it, no room for PersistentVolumeClaim \
-             dolo-produzione/portale--dati: ",
+            "spec.quota.cpu, spec.quota.memory, spec.quota.objects[persistentvolumeclaims], spec.quota.storage: raise it, \
+             no room for PersistentVolumeClaim dolo-produzione/portale--dati: ",
         ),
         (
             reasons::SERVICES_DEPLOYED,
