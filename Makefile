@@ -43,7 +43,7 @@ test-story: build ## One story: make test-story STORY=drift
 isolation-report: build ## Write docs/security/isolation.md from the answers of a real API server
 	@$(TESTBED) run --nodes 2 --postgres 1 -- sh -c '$(TESTBED) install && CONME_WRITE_REPORT=1 cargo test --locked -p conme-stories --test tenants every_check'
 
-soak: build ## Faults, isolation and the mover for a long time: 200 kills a seed (SEEDS="1 2 3" or SOAK_MINUTES=120; 40 minutes a seed)
+soak: build ## Faults, isolation and the mover for a long time: 200 kills a seed (SEEDS="1 2 3" or SOAK_MINUTES=120; an hour a seed)
 	@cargo test --locked -p conme-stories -p conme-mover --no-run
 	@tests/soak.sh
 
