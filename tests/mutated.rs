@@ -597,8 +597,8 @@ async fn spoilt_manifests_are_refused_or_told_with_the_field_and_never_half_buil
     let mut chosen = spread(questionable, lived / 2);
     chosen.extend(spread(plain, lived - chosen.len()));
     let first = usize::try_from(number("CONME_BATCH").unwrap_or(0))?;
-    ensure!(first < chosen.len().div_ceil(BATCH), "CONME_BATCH: there is no batch {first}");
     let batches = chosen.len().div_ceil(BATCH);
+    ensure!(first < batches, "CONME_BATCH: there is no batch {first}");
     let mut failed = Vec::new();
     for (number, batch) in chosen.chunks(BATCH).enumerate().skip(first) {
         // What one batch shows should not hide what the next ones would.
@@ -630,18 +630,19 @@ async fn live(data_centre: &DataCentre, batch: &[&Mutant]) -> Result<()> {
         let (code, message) = create(&data_centre.client(), &mutant.manifest, "").await?;
         ensure!(code == 201, "{}: {code} {message}", mutant.what);
     }
+    let is_told = |comune: &Comune| is_current(comune) && condition(comune, "Ready").is_some();
     let waited = eventually("every Comune has been looked at", async || {
         let all = comuni.list(&ListParams::default()).await?;
-        Ok(all.iter().all(|comune| is_current(comune) && condition(comune, "Ready").is_some()))
+        Ok(all.iter().all(is_told))
     })
     .await;
     if let Err(error) = waited {
         let log = std::fs::read_to_string(data_centre.instance().log(OPERATOR))?;
         let words: Vec<&str> = log.lines().rev().take(20).collect();
         let all = comuni.list(&ListParams::default()).await?;
-        let missing =
-            all.iter().filter(|comune| !(is_current(comune) && condition(comune, "Ready").is_some()));
-        let missing: Vec<String> = missing
+        let missing: Vec<String> = all
+            .iter()
+            .filter(|comune| !is_told(comune))
             .map(|comune| {
                 let what = batch.iter().find(|mutant| mutant.name() == comune.name_any());
                 format!("{} ({:?}): {:?}", comune.name_any(), what.map(|mutant| &mutant.what), comune.status)
